@@ -1,0 +1,331 @@
+"""The records: frozen, versioned statements that a stage is finished, and the ids that name them.
+
+A stage writes its bytes first and its record last, so a record that is there means that the stage is done; a finished
+record never changes. Parents are named by `ref`, the key of their folder relative to the store's root
+(`datasets/digits/3f2a...`), so a store can be copied elsewhere whole. A record's URI is the store's URI, a slash, and
+its ref.
+
+Records carry no times: the same inputs give the same bytes, on a rerun too (the store keeps the times of its objects,
+and an alias, which is the one thing that changes, keeps its history with times).
+"""
+
+import hashlib
+import json
+from collections.abc import Mapping
+from typing import Any, ClassVar, Literal, Self, TypeVar
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from pipeline.errors import AlreadyExists, IntegrityError, NotFound, RecordError
+from pipeline.store import Store, open_store
+
+ID_HEX_DIGITS = 16
+
+
+class Strict(BaseModel):
+    """A frozen model that refuses unknown fields."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class FileEntry(Strict):
+    """One file of a record's folder: its name relative to the folder, and what its bytes must be."""
+
+    name: str
+    bytes: int
+    sha256: str
+
+
+class Shard(FileEntry):
+    """One WebDataset tar of a dataset: `labels` counts the samples of each class index (as text)."""
+
+    split: str
+    samples: int
+    labels: dict[str, int]
+
+
+class Rejected(Strict):
+    """An input that did not become a sample, and why."""
+
+    name: str
+    reason: str
+
+
+class Figure(Strict):
+    """One measured value: how many generated (or real) images it is of, and how many real ones it was held against.
+
+    `low` and `high` bound the bootstrap 95% interval where one was computed.
+    """
+
+    value: float
+    unit: str
+    num_samples: int
+    num_real: int = 0
+    low: float | None = None
+    high: float | None = None
+
+
+class Record(Strict):
+    """What all records share. Each subclass names its kind and its file."""
+
+    file_name: ClassVar[str]
+    schema_number: Literal[1] = 1
+    code_version: str
+
+    @property
+    def ref(self) -> str:
+        """The key of this record's folder in the store."""
+        raise NotImplementedError
+
+    def to_bytes(self) -> bytes:
+        """The record as canonical JSON, the same bytes for the same record."""
+        return (json.dumps(self.model_dump(mode="json"), sort_keys=True, indent=1) + "\n").encode()
+
+
+class Dataset(Record):
+    """An immutable version of a dataset. Images are (height, width, channels) uint8 in its shards."""
+
+    file_name: ClassVar[str] = "dataset.json"
+    kind: Literal["dataset"] = "dataset"
+    id: str
+    name: str
+    channels: int
+    height: int
+    width: int
+    classes: tuple[str, ...]  # empty: the images carry no labels
+    splits: dict[str, int]  # samples of each split
+    shards: tuple[Shard, ...]
+    rejected: tuple[Rejected, ...]  # the first of them; `num_rejected` counts all
+    num_rejected: int
+    num_duplicates: int
+    source: dict[str, Any]  # the recipe's source section
+    source_fingerprint: str
+
+    @property
+    def ref(self) -> str:
+        return f"datasets/{self.name}/{self.id}"
+
+
+class Run(Record):
+    """One finished training run: the resolved model section of the recipe, and the exported sampling network."""
+
+    file_name: ClassVar[str] = "run.json"
+    kind: Literal["run"] = "run"
+    id: str
+    recipe: str
+    model: str  # the model's name in the recipe
+    family: str
+    config: dict[str, Any]
+    dataset: str
+    steps: int
+    images_seen: int
+    files: tuple[FileEntry, ...]  # model.safetensors, config.json, metrics.jsonl
+    metrics: dict[str, float]  # the last logged losses
+
+    @property
+    def ref(self) -> str:
+        return f"runs/{self.id}"
+
+
+class Evaluation(Record):
+    """Figures of one run against one split of its dataset. Figures of different protocols are not comparable."""
+
+    file_name: ClassVar[str] = "evaluation.json"
+    kind: Literal["evaluation"] = "evaluation"
+    id: str
+    run: str
+    dataset: str
+    split: str
+    protocol: str
+    extractor: str  # what gave the features: its ref, in words in `extractor_note`
+    extractor_note: str
+    seed: int
+    figures: dict[str, Figure]
+
+    @property
+    def ref(self) -> str:
+        return f"evaluations/{self.id}"
+
+
+class SampleSet(Record):
+    """Images made by one run: WebDataset shards (png, class, seed of each image) and a grid."""
+
+    file_name: ClassVar[str] = "samples.json"
+    kind: Literal["samples"] = "samples"
+    id: str
+    run: str
+    count: int
+    seed: int
+    files: tuple[FileEntry, ...]
+
+    @property
+    def ref(self) -> str:
+        return f"samples/{self.id}"
+
+
+class Release(Record):
+    """A published version: everything a consumer needs, with the digest of every file."""
+
+    file_name: ClassVar[str] = "manifest.json"
+    kind: Literal["release"] = "release"
+    id: str
+    name: str
+    number: int
+    run: str
+    evaluation: str
+    samples: str
+    dataset: str
+    family: str
+    license: str
+    figures: dict[str, Figure]
+    files: tuple[FileEntry, ...]
+
+    @property
+    def ref(self) -> str:
+        return f"releases/{self.name}/{self.number}"
+
+
+class Move(Strict):
+    """One entry of an alias's history."""
+
+    number: int
+    at: str  # UTC, ISO 8601
+    who: str
+    why: str
+
+
+class Alias(Strict):
+    """A name that moves between releases; the newest move is last."""
+
+    schema_number: Literal[1] = 1
+    name: str
+    alias: str
+    history: tuple[Move, ...]
+
+    @property
+    def number(self) -> int:
+        """The release that the alias names now."""
+        return self.history[-1].number
+
+    @property
+    def key(self) -> str:
+        """Where the alias lies in the store."""
+        return f"aliases/{self.name}/{self.alias}.json"
+
+
+AnyRecord = Dataset | Run | Evaluation | SampleSet | Release
+RecordT = TypeVar("RecordT", Dataset, Run, Evaluation, SampleSet, Release)
+_KINDS: Mapping[str, type[AnyRecord]] = {
+    "datasets": Dataset,
+    "runs": Run,
+    "evaluations": Evaluation,
+    "samples": SampleSet,
+    "releases": Release,
+}
+
+
+def digest_of(value: Any) -> str:
+    """The id of what went in: the head of the SHA-256 of its canonical JSON."""
+    text = json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+    return hashlib.sha256(text.encode()).hexdigest()[:ID_HEX_DIGITS]
+
+
+def file_entry(name: str, data: bytes) -> FileEntry:
+    """State what `data` is under `name`."""
+    return FileEntry(name=name, bytes=len(data), sha256=hashlib.sha256(data).hexdigest())
+
+
+def commit(store: Store, record: RecordT) -> RecordT:
+    """Write the record, which ends its stage. If another worker committed first, theirs is returned."""
+    try:
+        store.create(f"{record.ref}/{record.file_name}", record.to_bytes())
+    except AlreadyExists:
+        return load(store, record.ref, type(record))
+    return record
+
+
+def find(store: Store, ref: str, kind: type[RecordT]) -> RecordT | None:
+    """The record in the folder `ref`, or None where that stage is not finished."""
+    try:
+        return load(store, ref, kind)
+    except NotFound:
+        return None
+
+
+def load(store: Store, ref: str, kind: type[RecordT]) -> RecordT:
+    """Read a record. Raises NotFound where there is none, RecordError where it is no `kind` of this version."""
+    key = f"{ref}/{kind.file_name}"
+    return parse(store.get(key), kind, f"{store.uri}/{key}")
+
+
+def read_file(store: Store, record: AnyRecord, entry: FileEntry) -> bytes:
+    """The bytes of one of a record's files. Raises IntegrityError where they are not what the record states."""
+    key = f"{record.ref}/{entry.name}"
+    try:
+        data = store.get(key)
+    except NotFound:
+        raise IntegrityError(
+            f"{store.uri}/{key}: expected {entry.bytes} bytes, the object is gone; "
+            f"delete the record {record.file_name} beside it and run its stage again"
+        ) from None
+    found = file_entry(entry.name, data)
+    if (found.bytes, found.sha256) != (entry.bytes, entry.sha256):
+        raise IntegrityError(
+            f"{store.uri}/{key}: expected {entry.bytes} bytes of SHA-256 {entry.sha256[:12]}..., got {found.bytes} of "
+            f"{found.sha256[:12]}...; delete the record {record.file_name} beside it and run its stage again"
+        )
+    return data
+
+
+def parse(data: bytes, kind: type[RecordT], where: str) -> RecordT:
+    """Read a record's bytes; `where` names them in the error."""
+    try:
+        return kind.model_validate_json(data)
+    except ValidationError as error:
+        first = error.errors()[0]
+        field = ".".join(str(part) for part in first["loc"]) or "record"
+        raise RecordError(
+            f"{where}: expected a {kind.__name__} record of schema 1, got {field}: {first['msg']}; "
+            "was it written by another version of atelier?"
+        ) from None
+
+
+def split_uri(uri: str) -> tuple[str, str]:
+    """Cut a record's URI into the store's URI and the record's ref. Raises RecordError."""
+    for folder in _KINDS:
+        root, found, rest = uri.rstrip("/").partition(f"/{folder}/")
+        if found and rest:
+            for kind in _KINDS.values():
+                rest = rest.removesuffix(f"/{kind.file_name}")
+            return root, f"{folder}/{rest}"
+    raise RecordError(
+        f"expected a record's URI such as s3://bucket/datasets/NAME/ID (one of {', '.join(_KINDS)}), got {uri!r}; "
+        "`atelier list` shows those that there are"
+    )
+
+
+def open_record(uri: str, kind: type[RecordT] | None = None) -> tuple[Store, AnyRecord]:
+    """Open the record that a URI names, with the store it lies in. Raises RecordError when it is another kind."""
+    root, ref = split_uri(uri)
+    found = _KINDS[ref.partition("/")[0]]
+    if kind is not None and found is not kind:
+        raise RecordError(f"expected the URI of a {kind.__name__}, got {uri!r}, a {found.__name__}")
+    store = open_store(root)
+    try:
+        return store, parse(store.get(f"{ref}/{found.file_name}"), found, uri)  # type: ignore[type-var]  # one of five
+    except NotFound:
+        raise RecordError(
+            f"expected a finished {found.__name__} at {uri}, found none; `atelier list` shows those that there are"
+        ) from None
+
+
+class Located(Strict):
+    """A record together with the URI that other stages are handed."""
+
+    uri: str
+    record: AnyRecord
+
+    @classmethod
+    def of(cls, store: Store, record: AnyRecord) -> Self:
+        """Name the record in its store."""
+        return cls(uri=f"{store.uri}/{record.ref}", record=record)

@@ -1,0 +1,275 @@
+"""The command line `atelier`: its own verbs, and those that other rooms plug in by the entry-point group `atelier.verbs`.
+
+Verbs are imported when they are called, so that the help stays quick and needs neither torch, ray nor airflow.
+"""
+
+import sys
+from importlib.metadata import entry_points
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from typer.core import TyperGroup
+from typer.main import get_command
+
+from pipeline import __version__
+from pipeline.artifacts import Located, open_record, split_uri
+from pipeline.console import (
+    EMBEDDED_STORE,
+    JsonOption,
+    RecipeArgument,
+    SetOption,
+    StoreOption,
+    console,
+    opened_store,
+    read_recipe,
+    report,
+    report_record,
+    run_main,
+    say,
+)
+from pipeline.errors import RecordError
+from pipeline.settings import Settings
+
+ORDER = (
+    "run",
+    "check",
+    "ingest",
+    "train",
+    "evaluate",
+    "sample",
+    "publish",
+    "promote",
+    "list",
+    "show",
+    "up",
+    "down",
+)
+
+
+class Verbs(TyperGroup):
+    """The verbs of this file and the plugged ones, in the order of a recipe's stages."""
+
+    def list_commands(self, ctx: Any) -> list[str]:
+        """Names in the order that the help shows."""
+        plugged = [entry.name for entry in entry_points(group="atelier.verbs")]
+        names = {*super().list_commands(ctx), *plugged}
+        return sorted(names, key=lambda name: (ORDER.index(name) if name in ORDER else len(ORDER), name))
+
+    def get_command(self, ctx: Any, cmd_name: str) -> Any:
+        """A verb of this file, or a plugged one, loaded now."""
+        own = super().get_command(ctx, cmd_name)
+        if own is not None:
+            return own
+        for entry in entry_points(group="atelier.verbs", name=cmd_name):
+            plugged = typer.Typer(add_completion=False)
+            plugged.command(name=cmd_name)(entry.load())
+            return get_command(plugged)
+        return None
+
+
+app = typer.Typer(
+    cls=Verbs,
+    add_completion=False,
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    help="From a folder of images to a published, measured generative model.",
+    epilog="Add --debug to any verb for tracebacks.",
+)
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        print(f"atelier {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _main(
+    version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True)] = False,
+) -> None:
+    pass
+
+
+@app.command()
+def run(
+    recipe: RecipeArgument,
+    store: StoreOption = None,
+    set_: SetOption = None,
+    airflow: Annotated[
+        bool, typer.Option("--airflow", help="Through Airflow's DAGs, on the embedded stack.")
+    ] = False,
+    json_: JsonOption = False,
+) -> None:
+    """Run every stage of a recipe that is not done yet: ingest, then train, evaluate, sample, publish, promote."""
+    from pipeline import run as here
+    from pipeline.plan import plan
+    from pipeline.summary import summary
+
+    settings = Settings.from_environment()
+    parsed = read_recipe(recipe, set_, settings)
+    with opened_store(store, settings) as place:
+        stages = plan(place, parsed)
+        todo = here.unfinished(stages)
+        if not todo:
+            say("everything is done, skipped: " + ", ".join(here.task_name(s.verb, s.model) for s in stages))
+        seconds = {} if airflow or not todo else here.run_recipe(place, parsed, settings, say)
+        if not (airflow and todo):
+            _show(summary(place, parsed, seconds, settings.home / "grids"), json_)
+            return
+    from pipeline.follow import run_on_airflow
+
+    with run_on_airflow(settings, parsed, console) as (place, seconds):
+        _show(summary(place, parsed, seconds, settings.home / "grids"), json_)
+
+
+def _show(result: tuple[dict[str, Any], list[Any]], as_json: bool) -> None:
+    for part in result[1]:
+        console.print(part, markup=False)
+    if as_json:
+        report(True, result[0], "")
+
+
+@app.command()
+def check(
+    recipe: RecipeArgument, store: StoreOption = None, set_: SetOption = None, json_: JsonOption = False
+) -> None:
+    """Validate a recipe in full and show its plan: the stages, what is done already, sizes."""
+    from pipeline.plan import plan
+    from pipeline.recipe import check_models
+    from pipeline.summary import plan_table
+
+    settings = Settings.from_environment()
+    parsed = read_recipe(recipe, set_, settings)
+    check_models(parsed)
+    with opened_store(store, settings) as place:
+        stages = plan(place, parsed)
+    if json_:
+        report(
+            True, {"recipe": parsed.name, "stages": [stage.model_dump(mode="json") for stage in stages]}, ""
+        )
+    else:
+        console.print(plan_table(parsed, stages))
+
+
+@app.command()
+def ingest(
+    recipe: RecipeArgument, store: StoreOption = None, set_: SetOption = None, json_: JsonOption = False
+) -> None:
+    """Read a recipe's source into shards and a dataset record."""
+    from pipeline.ingest import ingest as ingest_source
+    from pipeline.run import progress_lines
+
+    settings = Settings.from_environment()
+    parsed = read_recipe(recipe, set_, settings)
+    with opened_store(store, settings) as place:
+        dataset = ingest_source(place, parsed, progress_lines(say))
+        splits = ", ".join(f"{count:,} {split}" for split, count in dataset.splits.items())
+        counts = f"{splits}; {dataset.num_duplicates:,} duplicates dropped, {dataset.num_rejected:,} rejected"
+        for rejected in dataset.rejected[:5]:
+            say(f"rejected {rejected.name}: {rejected.reason}")
+        located = Located.of(place, dataset)
+        report_record(json_, located, f"dataset   {located.uri}  ({counts})")
+
+
+@app.command()
+def publish(
+    recipe: RecipeArgument,
+    model: Annotated[str, typer.Option("--model", show_default=False)],
+    run_uri: Annotated[str, typer.Option("--run", show_default=False)],
+    evaluation: Annotated[str, typer.Option("--evaluation", show_default=False)],
+    samples: Annotated[str, typer.Option("--samples", show_default=False)],
+    set_: SetOption = None,
+    json_: JsonOption = False,
+) -> None:
+    """Publish a run with its evaluation and its sample set as a release."""
+    from pipeline import releases
+
+    settings = Settings.from_environment()
+    parsed = read_recipe(recipe, set_, settings)
+    with opened_store(split_uri(run_uri)[0], settings) as place:
+        refs = [split_uri(uri)[1] for uri in (run_uri, evaluation, samples)]
+        located = Located.of(place, releases.publish(place, parsed, model, *refs))
+        report_record(json_, located, f"release   {located.uri}")
+
+
+@app.command()
+def promote(
+    target: Annotated[str, typer.Argument(help="NAME@NUMBER.", show_default=False)],
+    alias: Annotated[str, typer.Option("--alias")] = "champion",
+    why: Annotated[str, typer.Option("--why")] = "promoted by hand",
+    store: StoreOption = None,
+    json_: JsonOption = False,
+) -> None:
+    """Move an alias to a release."""
+    from pipeline import releases
+
+    settings = Settings.from_environment()
+    with opened_store(store, settings) as place:
+        release = releases.resolve(place, target)
+        moved = releases.promote(place, release.name, release.number, alias, who=settings.user, why=why)
+        result = {"uri": f"{place.uri}/{release.ref}", "alias": moved.model_dump(mode="json")}
+        report(json_, result, f"{moved.name}@{moved.alias} is release {moved.number}")
+
+
+@app.command(name="list")
+def list_(store: StoreOption = None, json_: JsonOption = False) -> None:
+    """List the records of a store: datasets, runs, evaluations, sample sets, releases and aliases."""
+    from pipeline.listing import listing, listing_table
+
+    with opened_store(store, Settings.from_environment()) as place:
+        found = listing(place)
+        if json_:
+            report(True, {"store": place.uri, "records": found}, "")
+        else:
+            console.print(listing_table(place.uri, found))
+
+
+@app.command()
+def show(
+    target: Annotated[str, typer.Argument(help="URI of a record, or NAME@ALIAS.", show_default=False)],
+    store: StoreOption = None,
+    json_: JsonOption = False,
+) -> None:
+    """Show one record."""
+    from pipeline import releases
+    from pipeline.listing import record_table
+
+    settings = Settings.from_environment()
+    by_name = "@" in target and "/" not in target
+    with opened_store(store if by_name else split_uri(target)[0], settings) as place:
+        record = releases.resolve(place, target) if by_name else open_record(target)[1]
+        located = Located.of(place, record)
+        if json_:
+            report_record(True, located, "")
+        else:
+            console.print(record_table(located))
+
+
+@app.command()
+def up(
+    airflow: Annotated[bool, typer.Option(help="With Airflow.")] = True, json_: JsonOption = False
+) -> None:
+    """Start the embedded stack on this machine and leave it running: store, Ray and Airflow."""
+    from pipeline import stack
+
+    settings = Settings.from_environment()
+    state = stack.up(settings.home, airflow=airflow, say=say)
+    report(json_, stack.public(state), stack.describe(state))
+
+
+@app.command()
+def down() -> None:
+    """Stop what `atelier up` started."""
+    from pipeline import stack
+
+    say("stopped" if stack.down(Settings.from_environment().home) else "nothing was running")
+
+
+def main() -> None:
+    """The console script."""
+    sys.exit(run_main(lambda: app(standalone_mode=False)))
+
+
+if __name__ == "__main__":
+    main()

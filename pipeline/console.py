@@ -1,0 +1,104 @@
+"""What the verbs of the command line share: their options, the store that they open, and how they end.
+
+A verb says what it does on stderr, so that stdout carries its result alone: with `--json` one JSON object as the last
+line. An error is one line; exit status 2 is the user's mistake, 1 a failure.
+"""
+
+import json
+import os
+import sys
+import traceback
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+
+from pipeline.artifacts import Located
+from pipeline.errors import AtelierError
+from pipeline.recipe import Recipe, load_recipe
+from pipeline.settings import Settings
+from pipeline.store import Store, open_store
+
+RecipeArgument = Annotated[
+    str, typer.Argument(help="A recipe's name, the path of a YAML file, or JSON.", show_default=False)
+]
+StoreOption = Annotated[
+    str | None,
+    typer.Option(
+        "--store",
+        help="s3://bucket/prefix or file:///folder.",
+        show_default="ATELIER_STORE, or the embedded store",
+    ),
+]
+SetOption = Annotated[
+    list[str] | None,
+    typer.Option("--set", help="Override a field: models.vae.steps=500.", show_default=False),
+]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object, last.")]
+
+EMBEDDED_STORE = "s3://atelier"
+
+console = Console(stderr=True, highlight=False, soft_wrap=True)
+
+
+def say(line: str) -> None:
+    """Tell the person one line."""
+    console.print(line, markup=False)
+
+
+def report(as_json: bool, result: dict[str, Any], text: str) -> None:
+    """A verb's result: `text` for a person, one JSON object for a program."""
+    print(json.dumps(result, sort_keys=True) if as_json else text, flush=True)
+
+
+def report_record(as_json: bool, located: Located, text: str) -> None:
+    """A verb's result where it is a record."""
+    report(as_json, {"uri": located.uri, "record": located.record.model_dump(mode="json")}, text)
+
+
+def read_recipe(reference: str, overrides: list[str] | None, settings: Settings) -> Recipe:
+    """Load a recipe as the command line names it."""
+    return load_recipe(reference, overrides or [], settings.recipe_folders)
+
+
+@contextmanager
+def opened_store(uri: str | None, settings: Settings) -> Iterator[Store]:
+    """The store that a command uses. Without a URI it is the embedded one: running, or started for this command."""
+    uri = uri or settings.store
+    ours = uri is None or uri == EMBEDDED_STORE or uri.startswith(EMBEDDED_STORE + "/")
+    if uri is not None and not (ours and "AWS_ENDPOINT_URL_S3" not in os.environ):
+        yield open_store(uri)
+        return
+    from pipeline import weed
+
+    with weed.running(settings.home) as state:
+        os.environ.update(state.environment())
+        yield open_store(uri or EMBEDDED_STORE)
+
+
+def run_main(command: Callable[[], Any]) -> int:
+    """Run the command line and turn errors into one line and an exit status."""
+    debug = "--debug" in sys.argv
+    if debug:
+        sys.argv.remove("--debug")
+    try:
+        command()
+    except AtelierError as error:
+        if debug:
+            traceback.print_exc()
+        console.print(f"error: {error}", markup=False, style="red")
+        return error.exit_status
+    except KeyboardInterrupt:
+        console.print("stopped", markup=False)
+        return 130
+    except Exception as error:
+        if debug:
+            raise
+        name = type(error).__name__
+        console.print(
+            f"error: {name}: {error}; run it again with --debug for the traceback", markup=False, style="red"
+        )
+        return 1
+    return 0

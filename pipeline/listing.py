@@ -1,0 +1,77 @@
+"""What a store holds, and one record, for a person to read."""
+
+from typing import Any
+
+from rich.table import Table
+
+from pipeline.artifacts import Alias, AnyRecord, Dataset, Evaluation, Located, Release, Run, SampleSet, load
+from pipeline.store import Store
+
+_FOLDERS = {
+    "datasets": Dataset,
+    "runs": Run,
+    "evaluations": Evaluation,
+    "samples": SampleSet,
+    "releases": Release,
+}
+
+
+def listing(store: Store) -> list[dict[str, Any]]:
+    """Every record of the store, kind by kind, and every alias."""
+    found: list[dict[str, Any]] = []
+    for folder, kind in _FOLDERS.items():
+        for entry in store.list(f"{folder}/"):
+            ref, _, name = entry.key.rpartition("/")
+            if name == kind.file_name:
+                record = load(store, ref, kind)  # type: ignore[type-var]  # one of five
+                found.append({"kind": record.kind, "uri": f"{store.uri}/{ref}", "about": about(record)})
+    for entry in store.list("aliases/"):
+        alias = Alias.model_validate_json(store.get(entry.key))
+        found.append(
+            {"kind": "alias", "uri": f"{alias.name}@{alias.alias}", "about": f"release {alias.number}"}
+        )
+    return found
+
+
+def about(record: AnyRecord) -> str:
+    """A record in a few words."""
+    match record:
+        case Dataset():
+            splits = ", ".join(f"{count:,} {split}" for split, count in record.splits.items())
+            return f"{record.name}, {record.channels}x{record.height}x{record.width}, {splits}"
+        case Run():
+            return f"{record.recipe} {record.model} ({record.family}), {record.steps:,} steps"
+        case Evaluation():
+            shown = [f"{name} {figure.value:.3g}" for name, figure in list(record.figures.items())[:3]]
+            return f"{record.run}: {', '.join(shown)}"
+        case SampleSet():
+            return f"{record.run}: {record.count:,} images"
+        case Release():
+            return f"{record.name} {record.number} ({record.family})"
+
+
+def listing_table(uri: str, found: list[dict[str, Any]]) -> Table:
+    """The listing as a table."""
+    table = Table(title=uri, title_justify="left")
+    for column in ("kind", "uri", "about"):
+        table.add_column(column, overflow="fold")
+    for row in found:
+        table.add_row(row["kind"], row["uri"], row["about"])
+    return table
+
+
+def record_table(located: Located) -> Table:
+    """One record's fields; long lists are counted."""
+    table = Table(title=located.uri, title_justify="left")
+    table.add_column("field")
+    table.add_column("value", overflow="fold")
+    for name, value in located.record.model_dump(mode="json").items():
+        if name == "figures":
+            for figure, stated in value.items():
+                table.add_row(figure, f"{stated['value']:.4g} {stated['unit']}")
+        elif name in ("files", "shards"):
+            total = sum(entry["bytes"] for entry in value)
+            table.add_row(name, f"{len(value)} files, {total:,} bytes")
+        else:
+            table.add_row(name, str(value))
+    return table

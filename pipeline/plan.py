@@ -1,0 +1,107 @@
+"""The ids of the stages, and what a recipe would still have to do: what `atelier check` prints and a rerun skips.
+
+    ingest -> for each model: train -> evaluate, sample -> publish -> promote
+
+Each id is the digest of what goes in: the parent's ref, the part of the recipe that the stage reads, the code's
+version. The cluster is in none of them.
+"""
+
+from typing import Literal
+
+from pipeline import __version__
+from pipeline.artifacts import (
+    AnyRecord,
+    Dataset,
+    Evaluation,
+    Located,
+    Run,
+    SampleSet,
+    Strict,
+    digest_of,
+    find,
+)
+from pipeline.ingest import find_dataset
+from pipeline.recipe import Recipe
+from pipeline.releases import alias_of, find_release, release_id
+from pipeline.store import Store
+
+PROTOCOL = "atelier-1"  # how figures are computed; figures of different protocols are never compared
+
+Verb = Literal["ingest", "train", "evaluate", "sample", "publish", "promote"]
+
+
+class Stage(Strict):
+    """One stage of a recipe: `located` is its finished record, None where it is still to be done."""
+
+    verb: Verb
+    model: str | None
+    size: str  # what it is about, in words
+    located: Located | None
+    done: bool
+
+
+def run_id(recipe: Recipe, model: str, dataset: str) -> str:
+    """The id of a model's training run on the dataset with this ref."""
+    spec = recipe.model_named(model).model_dump(mode="json")
+    return digest_of(
+        {"dataset": dataset, "recipe": recipe.name, "model": model, "spec": spec, "code": __version__}
+    )
+
+
+def evaluation_id(recipe: Recipe, run: str) -> str:
+    """The id of the evaluation of the run with this ref."""
+    spec = recipe.evaluation.model_dump(mode="json")
+    return digest_of({"run": run, "evaluation": spec, "protocol": PROTOCOL, "code": __version__})
+
+
+def samples_id(run: str, count: int, seed: int) -> str:
+    """The id of the sample set of the run with this ref."""
+    return digest_of({"run": run, "count": count, "seed": seed, "code": __version__})
+
+
+def plan(store: Store, recipe: Recipe) -> list[Stage]:
+    """Every stage of the recipe in order, with the record of each that is finished."""
+    dataset = find_dataset(store, recipe)
+    spec = recipe.dataset
+    size = f"{recipe.source.kind} to {spec.channels}x{spec.height}x{spec.width}"
+    if dataset:
+        size += ", " + ", ".join(f"{count:,} {split}" for split, count in dataset.splits.items())
+    stages = [_stage(store, "ingest", None, size, dataset)]
+    for model in recipe.models:
+        stages += _model_stages(store, recipe, model, dataset)
+    return stages
+
+
+def _model_stages(store: Store, recipe: Recipe, model: str, dataset: Dataset | None) -> list[Stage]:
+    spec = recipe.models[model]
+    run = find(store, f"runs/{run_id(recipe, model, dataset.ref)}", Run) if dataset else None
+    evaluation = find(store, f"evaluations/{evaluation_id(recipe, run.ref)}", Evaluation) if run else None
+    release = recipe.release
+    wanted = samples_id(run.ref, release.num_samples, release.seed) if run else ""
+    samples = find(store, f"samples/{wanted}", SampleSet) if run else None
+    name = recipe.release_name(model)
+    published = None
+    if run and evaluation and samples:
+        published = find_release(store, name, release_id(recipe, run.ref, evaluation.ref, samples.ref))
+    alias = alias_of(store, name, release.alias) if published else None
+    promoted = bool(alias and published and any(move.number == published.number for move in alias.history))
+    return [
+        _stage(
+            store, "train", model, f"{spec.family}, {spec.steps:,} steps of {spec.batch_size} images", run
+        ),
+        _stage(store, "evaluate", model, f"{recipe.evaluation.num_samples:,} samples", evaluation),
+        _stage(store, "sample", model, f"{release.num_samples:,} images", samples),
+        _stage(store, "publish", model, name, published),
+        Stage(
+            verb="promote",
+            model=model,
+            size=f"{name}@{release.alias}",
+            located=Located.of(store, published) if promoted and published else None,
+            done=promoted,
+        ),
+    ]
+
+
+def _stage(store: Store, verb: Verb, model: str | None, size: str, record: AnyRecord | None) -> Stage:
+    located = Located.of(store, record) if record else None
+    return Stage(verb=verb, model=model, size=size, located=located, done=record is not None)

@@ -1,0 +1,301 @@
+"""The recipe: one YAML file that says all of it, validated in full before anything runs.
+
+`load_recipe` takes the name of a recipe that ships or lies in a folder of ATELIER_RECIPES, the path of a file, or the
+recipe itself as one line of JSON (that is how a DAG hands it to a job: no file needs to be on the cluster). Relative
+paths in a recipe are relative to the current directory.
+
+What only a model family can check (its own fields of a model section) is checked by `check_models`, through the
+entry-point group `atelier.recipe_checks`, because families import torch and this room does not.
+"""
+
+import difflib
+import json
+from collections.abc import Iterator, Sequence
+from importlib.metadata import entry_points
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+
+import yaml
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    PrivateAttr,
+    SerializeAsAny,
+    ValidationError,
+)
+
+from pipeline.artifacts import Strict
+from pipeline.errors import RecipeError
+from pipeline.sources import SourceBase, parse_source
+
+SHIPPED = Path(__file__).parent / "recipes"
+MAX_RECIPE_BYTES = 1 << 20
+NAME_PATTERN = (
+    r"^[a-z][a-z0-9_]{0,39}$"  # a DAG id, a folder of the store and a bucket key all take such a name
+)
+
+
+class DatasetSpec(Strict):
+    """What the images become: uint8 (height, width, channels), cut into splits and shards."""
+
+    channels: Literal[1, 3]
+    height: int = Field(ge=4, le=1024)
+    width: int = Field(ge=4, le=1024)
+    fit: Literal["contain", "cover", "stretch"] = "contain"
+    held_out: float = Field(0.15, gt=0, lt=1)  # share of the samples in the split `test`
+    shard_images: int = Field(1024, ge=1)
+    max_rejected: float = Field(0.0, ge=0, le=1)  # a larger share of unreadable inputs fails the ingest
+    max_pixels: int = Field(50_000_000, ge=1)  # a larger image is rejected before it is decoded
+
+
+class ModelSpec(BaseModel):
+    """One model to train. Fields that are not named here are the family's own."""
+
+    model_config = ConfigDict(frozen=True, extra="allow")
+
+    family: str
+    steps: int = Field(ge=1)
+    batch_size: int = Field(64, ge=1)  # global: over all workers
+    seed: int = Field(0, ge=0, lt=2**31)
+    ema_half_life_images: int = Field(20_000, ge=1)
+    checkpoint_every_steps: int = Field(1_000, ge=1)
+    log_every_steps: int = Field(50, ge=1)
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """The family's own fields."""
+        return dict(self.model_extra or {})
+
+
+class ClusterSpec(Strict):
+    """Where training runs. It enters no id: the same run continues on another cluster."""
+
+    launcher: Literal["ray", "local"] = "ray"  # local: one worker in this process, without ray
+    workers: int = Field(1, ge=1, le=4096)
+    engine: Literal["deepspeed", "torch"] = "deepspeed"
+    zero: Literal[0, 1, 2] = 0  # DeepSpeed's ZeRO stage
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    cpus_per_worker: float = Field(1, gt=0)
+    threads_per_worker: int = Field(1, ge=1)  # on CPU
+    max_failures: int = Field(3, ge=0)  # worker groups lost before the run gives up
+    timeout_minutes: int = Field(24 * 60, ge=1)
+
+
+class EvaluationSpec(Strict):
+    """What a run is measured on."""
+
+    split: Literal["test"] = "test"
+    num_samples: int = Field(1_000, ge=50)
+    seed: int = Field(0, ge=0, lt=2**31)
+
+
+class ReleaseSpec(Strict):
+    """What is published."""
+
+    num_samples: int = Field(256, ge=1)
+    seed: int = Field(0, ge=0, lt=2**31)
+    license: str = "other"
+    description: str = ""
+    alias: str = Field("champion", pattern=NAME_PATTERN)
+
+
+def _source(section: Any) -> SourceBase:
+    return section if isinstance(section, SourceBase) else parse_source(section)
+
+
+class Recipe(Strict):
+    """The whole of it."""
+
+    name: str = Field(pattern=NAME_PATTERN)
+    source: Annotated[SerializeAsAny[SourceBase], BeforeValidator(_source)]
+    dataset: DatasetSpec
+    models: dict[Annotated[str, Field(pattern=NAME_PATTERN)], ModelSpec] = Field(min_length=1)
+    cluster: ClusterSpec = ClusterSpec()
+    evaluation: EvaluationSpec = EvaluationSpec()
+    release: ReleaseSpec = ReleaseSpec()
+    schedule: str | None = None  # cron, for Airflow
+
+    _origin: str = PrivateAttr("recipe")
+    _lines: dict[str, int] = PrivateAttr(default_factory=dict)
+
+    def to_json(self) -> str:
+        """The resolved recipe as one line of canonical JSON, which `load_recipe` takes."""
+        return json.dumps(self.model_dump(mode="json"), sort_keys=True, separators=(",", ":"))
+
+    def model_named(self, name: str) -> ModelSpec:
+        """One model's section. Raises RecipeError listing the models that there are."""
+        if name not in self.models:
+            raise RecipeError(
+                f"recipe {self.name}: expected a model of {', '.join(self.models)}, got {name!r}"
+            )
+        return self.models[name]
+
+    def release_name(self, model: str) -> str:
+        """The name under which a model of this recipe is published."""
+        return f"{self.name}-{model}"
+
+    def at(self, path: str) -> str:
+        """Where a field stands, for an error: `digits.yaml:12`."""
+        return _at(self._origin, self._lines, path)
+
+    def placed(self, origin: str, lines: dict[str, int]) -> Self:
+        """Remember the file and the lines that the fields came from."""
+        self._origin, self._lines = origin, lines
+        return self
+
+
+def recipe_files(folders: Sequence[Path] = ()) -> list[Path]:
+    """The recipes that ship, then those of `folders`, each folder sorted by name."""
+    return [file for folder in (SHIPPED, *folders) for file in sorted(folder.glob("*.yaml"))]
+
+
+def load_recipe(reference: str, overrides: Sequence[str] = (), folders: Sequence[Path] = ()) -> Recipe:
+    """Read and validate a recipe; `overrides` are `path.to.field=value`. Raises RecipeError, one line."""
+    origin, text = _read(reference, folders)
+    section, lines = _parse_yaml(text, origin)
+    for override in overrides:
+        _override(section, override)
+    try:
+        return Recipe.model_validate(section).placed(origin, lines)
+    except ValidationError as error:
+        raise RecipeError(_one_line(error, origin, lines)) from None
+    except RecipeError as error:  # from a source, which knows its fields but not its line
+        path = str(error).partition(":")[0]
+        raise RecipeError(f"{_at(origin, lines, path)}: {error}") from None
+
+
+def check_models(recipe: Recipe) -> None:
+    """Let the families check their own fields. Raises RecipeError with the line, the path and the choices."""
+    for check in entry_points(group="atelier.recipe_checks"):
+        try:
+            check_section = check.load()
+        except ModuleNotFoundError as error:
+            raise RecipeError(
+                f"{check.value.partition(':')[0]} cannot check the models: {error.name} is not installed; "
+                "install atelier with its extra `train`"
+            ) from None
+        for name, spec in recipe.models.items():
+            try:
+                check_section(spec.family, spec.options, f"models.{name}")
+            except RecipeError as error:
+                path = str(error).partition(":")[0]
+                raise RecipeError(f"{recipe.at(path)}: {error}") from None
+
+
+def _read(reference: str, folders: Sequence[Path]) -> tuple[str, str]:
+    """The recipe's text, and what to call it in an error."""
+    if reference.lstrip().startswith("{"):
+        return "recipe", reference
+    named = {file.stem: file for file in recipe_files(folders)}
+    path = named.get(reference, Path(reference))
+    try:
+        if path.stat().st_size > MAX_RECIPE_BYTES:
+            raise RecipeError(f"{path}: expected a recipe of at most {MAX_RECIPE_BYTES} bytes, got more")
+        return str(path.name if reference in named else path), path.read_text(encoding="utf-8")
+    except UnicodeDecodeError:
+        raise RecipeError(f"{path}: expected a YAML text in UTF-8, got other bytes") from None
+    except OSError as error:
+        raise RecipeError(
+            f"expected the name of a recipe ({', '.join(named)}) or the path of a YAML file, got {reference!r}: "
+            f"{error.strerror}"
+        ) from None
+
+
+def _parse_yaml(text: str, origin: str) -> tuple[dict[str, Any], dict[str, int]]:
+    """A recipe's mapping, and the line of each of its dotted paths."""
+    try:
+        if any(
+            isinstance(event, yaml.events.AliasEvent) for event in yaml.parse(text, Loader=yaml.SafeLoader)
+        ):
+            raise RecipeError(
+                f"{origin}: expected a recipe without YAML aliases, got one; write the value out"
+            )
+        node = yaml.compose(text, Loader=yaml.SafeLoader)
+        section = yaml.safe_load(text)
+    except (yaml.YAMLError, RecursionError) as error:
+        mark = getattr(error, "problem_mark", None)
+        where = f"{origin}:{mark.line + 1}" if mark else origin
+        raise RecipeError(f"{where}: expected YAML, got {getattr(error, 'problem', None) or error}") from None
+    if not isinstance(section, dict):
+        raise RecipeError(
+            f"{origin}: expected a mapping with name, source, dataset and models, got {type(section).__name__}"
+        )
+    lines: dict[str, int] = {}
+    for path, line in _lines_of(node, ()):
+        if path in lines:
+            raise RecipeError(f"{origin}:{line}: {path} stands twice (first in line {lines[path]}); keep one")
+        lines[path] = line
+    return section, lines
+
+
+def _lines_of(node: yaml.Node | None, path: tuple[str, ...]) -> Iterator[tuple[str, int]]:
+    if isinstance(node, yaml.MappingNode):
+        for key, value in node.value:
+            inner = (*path, str(key.value))
+            yield ".".join(inner), key.start_mark.line + 1
+            yield from _lines_of(value, inner)
+
+
+def _override(section: dict[str, Any], override: str) -> None:
+    """Set one field; the value is read as YAML, so `500` is a number and `true` a boolean."""
+    path, equals, text = override.partition("=")
+    if not equals or not path:
+        raise RecipeError(f"--set: expected path.to.field=value, got {override!r}")
+    try:
+        value = yaml.safe_load(text)
+    except yaml.YAMLError:
+        raise RecipeError(f"--set {path}: expected a YAML value, got {text!r}") from None
+    *parents, last = path.split(".")
+    for parent in parents:
+        section = section.setdefault(parent, {})
+        if not isinstance(section, dict):
+            raise RecipeError(
+                f"--set {path}: {parent} is no section of the recipe; `atelier check` shows them"
+            )
+    section[last] = value
+
+
+def _at(origin: str, lines: dict[str, int], path: str) -> str:
+    """`origin:line` of a path, or of the nearest section above it that stands in the file."""
+    parts = path.split(".")
+    while parts:
+        if line := lines.get(".".join(parts)):
+            return f"{origin}:{line}"
+        parts.pop()
+    return origin
+
+
+def _one_line(error: ValidationError, origin: str, lines: dict[str, int]) -> str:
+    """The first complaint as one line: where, what was expected, what came, and how many more there are."""
+    found = error.errors()
+    first = found[0]
+    path = ".".join(str(part) for part in first["loc"] if part != "[key]")
+    expected = first["msg"].removeprefix("Input should be ").removeprefix("Value error, ")
+    if first["type"] == "missing":
+        expected = "this field, which is required"
+        message = f"{path}: expected {expected}"
+    elif first["type"] == "extra_forbidden":
+        message = f"{path}: unknown field; {_choices(path)}"
+    else:
+        message = f"{path}: expected {expected}, got {first['input']!r:.80}"
+    more = f" (and {len(found) - 1} more)" if len(found) > 1 else ""
+    return f"{_at(origin, lines, path)}: {message}{more}"
+
+
+def _choices(path: str) -> str:
+    """The fields of the section that an unknown field stands in, the nearest one first."""
+    *parents, last = path.split(".")
+    model: Any = Recipe
+    for parent in parents:
+        field = (
+            model.model_fields.get(parent)
+            if isinstance(model, type) and issubclass(model, BaseModel)
+            else None
+        )
+        model = field.annotation if field else ModelSpec
+    fields = list(model.model_fields)
+    near = difflib.get_close_matches(last, fields, n=1)
+    hint = f"did you mean {near[0]}? " if near else ""
+    return f"{hint}the fields here are {', '.join(fields)}"

@@ -1,0 +1,43 @@
+"""The only reader of the environment (boto3, Ray and Airflow read their own variables).
+
+| variable | meaning | default |
+| --- | --- | --- |
+| ATELIER_STORE | store URI, `s3://bucket/prefix` or `file:///folder` | the embedded store |
+| ATELIER_HOME | folder of the embedded stack and of local files | `.atelier` |
+| ATELIER_RECIPES | folders of recipes beside the ones that ship, joined by `:` | none |
+| RAY_ADDRESS | Ray cluster that `train` joins | a cluster of this process |
+| RAY_AUTH_TOKEN, RAY_AUTH_TOKEN_PATH | token of Ray's Jobs API | none |
+"""
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What the environment says, read once where a command starts."""
+
+    store: str | None
+    home: Path
+    recipe_folders: tuple[Path, ...]
+    ray_address: str | None
+    user: str
+
+    @classmethod
+    def from_environment(cls) -> "Settings":
+        """Read the variables of the table above."""
+        env = os.environ
+        folders = env.get("ATELIER_RECIPES", "")
+        return cls(
+            store=env.get("ATELIER_STORE") or None,
+            home=Path(env.get("ATELIER_HOME") or ".atelier").absolute(),
+            recipe_folders=tuple(Path(f).absolute() for f in folders.split(os.pathsep) if f),
+            ray_address=env.get("RAY_ADDRESS") or None,
+            user=env.get("USER") or env.get("LOGNAME") or "unknown",
+        )
+
+
+def child_environment(**changes: str) -> dict[str, str]:
+    """The environment for a server that this process starts: its own, with changes."""
+    return {**os.environ, **changes}

@@ -1,0 +1,1 @@
+"""Training, evaluation and sampling with torch. Importable without ray and deepspeed."""

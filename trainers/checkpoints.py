@@ -1,0 +1,111 @@
+"""Checkpoints: everything a run needs to go on, committed by a record.
+
+    runs/<id>/checkpoints/000001500/state.safetensors   networks, EMA, Adam's moments: tensors only, nothing pickled
+                                    metrics.jsonl       what was logged so far
+                                    checkpoint.json     written last; without it the checkpoint does not exist
+
+The tensors are whole and named by network and parameter, so a run continues on any number of workers and on either
+engine. Random numbers and the stream's position follow from the seed and the step: there is no state of theirs to save.
+"""
+
+import json
+from dataclasses import dataclass
+
+from safetensors.torch import load as load_safetensors
+from safetensors.torch import save as save_safetensors
+from torch import Tensor
+
+from pipeline.artifacts import FileEntry, Strict, file_entry
+from pipeline.errors import AlreadyExists, IntegrityError, NotFound
+from pipeline.store import Store
+
+KEEP_LAST = 2
+RECORD = "checkpoint.json"
+
+
+class CheckpointRecord(Strict):
+    """The statement that a checkpoint is whole: `step` steps are done."""
+
+    schema_number: int = 1
+    step: int
+    files: tuple[FileEntry, ...]
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """What a checkpoint holds. `tensors` are named `network/...`, `optimizer/network/...` and `ema/...`."""
+
+    step: int
+    tensors: dict[str, Tensor]
+    metrics: list[dict[str, float]]
+
+    def part(self, prefix: str) -> dict[str, Tensor]:
+        """The tensors under `prefix/`, with that cut off."""
+        return {
+            name.removeprefix(prefix + "/"): t
+            for name, t in self.tensors.items()
+            if name.startswith(prefix + "/")
+        }
+
+
+def metrics_bytes(metrics: list[dict[str, float]]) -> bytes:
+    """Logged metrics as JSON lines."""
+    return "".join(json.dumps(line, sort_keys=True) + "\n" for line in metrics).encode()
+
+
+def save(store: Store, run_ref: str, checkpoint: Checkpoint) -> None:
+    """Write a checkpoint and commit it, then drop all but the newest `KEEP_LAST`."""
+    folder = f"{run_ref}/checkpoints/{checkpoint.step:09d}"
+    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in checkpoint.tensors.items()}
+    files = {
+        "state.safetensors": save_safetensors(tensors),
+        "metrics.jsonl": metrics_bytes(checkpoint.metrics),
+    }
+    for name, data in files.items():
+        store.put(f"{folder}/{name}", data)
+    entries = tuple(file_entry(name, data) for name, data in files.items())
+    record = CheckpointRecord(step=checkpoint.step, files=entries)
+    try:
+        store.create(f"{folder}/{RECORD}", record.model_dump_json().encode())
+    except AlreadyExists:
+        # A worker group that was taken for dead committed the same step: the same bytes, or the record would not fit.
+        store.put(f"{folder}/{RECORD}", record.model_dump_json().encode())
+    for step in committed_steps(store, run_ref)[:-KEEP_LAST]:
+        _drop(store, f"{run_ref}/checkpoints/{step:09d}")
+
+
+def committed_steps(store: Store, run_ref: str) -> list[int]:
+    """The steps of the complete checkpoints, oldest first."""
+    keys = [entry.key for entry in store.list(f"{run_ref}/checkpoints/")]
+    return sorted(int(key.split("/")[-2]) for key in keys if key.endswith(f"/{RECORD}"))
+
+
+def newest(store: Store, run_ref: str) -> Checkpoint | None:
+    """The newest complete checkpoint, None where there is none. Raises IntegrityError where its bytes are wrong."""
+    for step in reversed(committed_steps(store, run_ref)):
+        folder = f"{run_ref}/checkpoints/{step:09d}"
+        try:
+            record = CheckpointRecord.model_validate_json(store.get(f"{folder}/{RECORD}"))
+            data = {entry.name: _checked(store, folder, entry) for entry in record.files}
+        except NotFound:
+            continue  # dropped by a worker group that is a checkpoint ahead
+        metrics = [json.loads(line) for line in data["metrics.jsonl"].decode().splitlines()]
+        return Checkpoint(record.step, load_safetensors(data["state.safetensors"]), metrics)
+    return None
+
+
+def _checked(store: Store, folder: str, entry: FileEntry) -> bytes:
+    data = store.get(f"{folder}/{entry.name}")
+    if file_entry(entry.name, data) != entry:
+        raise IntegrityError(
+            f"{store.uri}/{folder}/{entry.name}: expected {entry.bytes} bytes of SHA-256 {entry.sha256[:12]}..., got "
+            f"others; delete the folder {folder} to go on from the checkpoint before it"
+        )
+    return data
+
+
+def _drop(store: Store, folder: str) -> None:
+    """Delete a checkpoint, its record first: what is left of a drop that was cut short is no checkpoint."""
+    store.delete(f"{folder}/{RECORD}")
+    for entry in list(store.list(f"{folder}/")):
+        store.delete(entry.key)

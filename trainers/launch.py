@@ -1,0 +1,228 @@
+"""Start the training loop where the recipe's `cluster:` says. The only importer of ray.train.
+
+`local` runs one worker in this process and needs torch alone. `ray` hands the loop to Ray Train, on the cluster of
+this Ray job (RAY_ADDRESS), or on one that lives as long as this process. A worker group that is lost is started again
+and goes on from the newest complete checkpoint; so does a later call for the same run.
+"""
+
+import os
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+from urllib.parse import urlparse
+
+import torch
+
+from pipeline import plan
+from pipeline.artifacts import Dataset, Run, find, load
+from pipeline.errors import AtelierError, RecipeError, TrainingError
+from pipeline.recipe import ClusterSpec, Recipe, check_models, load_recipe
+from pipeline.settings import Settings
+from pipeline.store import Store, open_store
+from trainers import loop
+from trainers.engine import DeepSpeedEngine, Engine, TorchEngine
+from trainers.families import Adam
+from trainers.loop import Place, Say, Task
+
+COLLECTIVE_TIMEOUT_SECONDS = 300
+START_TIMEOUT_SECONDS = 120
+POLL_SECONDS = 0.5
+
+RAY_VARIABLES = {  # read when ray is imported, here and in its workers
+    "RAY_AUTH_MODE": "token",
+    "RAY_TRAIN_V2_ENABLED": "1",
+    "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": str(START_TIMEOUT_SECONDS),
+    "RAY_TRAIN_COLLECTIVE_TIMEOUT_S": str(COLLECTIVE_TIMEOUT_SECONDS),
+}
+
+
+def train(store: Store, recipe: Recipe, model: str, dataset: Dataset, settings: Settings, say: Say) -> Run:
+    """Train a model of the recipe on a dataset, or return its run where that is done. Raises TrainingError."""
+    recipe.model_named(model)
+    task = Task(store, recipe, model, dataset, plan.run_id(recipe, model, dataset.ref))
+    if done := find(store, task.run_ref, Run):
+        return done
+    check_models(recipe)
+    if recipe.cluster.launcher == "local":
+        train_here(task, say)
+    else:
+        _train_on_ray(task, settings, say)
+    return load(store, task.run_ref, Run)
+
+
+def train_here(task: Task, say: Say) -> None:
+    """Train with one worker in this process."""
+    cluster = task.recipe.cluster
+    if cluster.workers != 1 or cluster.engine != "torch":
+        raise RecipeError(
+            f"{task.recipe.at('cluster.launcher')}: cluster.launcher: local takes workers: 1 and engine: torch, got "
+            f"workers: {cluster.workers} and engine: {cluster.engine}; choose launcher: ray for more"
+        )
+    device = torch.device(_device(cluster, torch.cuda.is_available()))
+    torch.set_num_threads(cluster.threads_per_worker)
+    loop.train(task, Place(0, 1, device), TorchEngine, say)
+
+
+def _device(cluster: ClusterSpec, has_gpu: bool) -> str:
+    if cluster.device == "cuda" and not has_gpu:
+        raise RecipeError("cluster.device: expected a CUDA device, found none; choose device: cpu or auto")
+    return "cuda" if has_gpu and cluster.device != "cpu" else "cpu"
+
+
+def _train_on_ray(task: Task, settings: Settings, say: Say) -> None:
+    os.environ.update(RAY_VARIABLES)
+    try:
+        import ray
+        from ray import train as ray_train
+        from ray.train.torch import TorchConfig, TorchTrainer
+    except ModuleNotFoundError as error:
+        raise RecipeError(
+            f"cluster.launcher: ray needs {error.name}, which is not installed; install atelier with its extra `train`, "
+            "or choose launcher: local, engine: torch and workers: 1"
+        ) from None
+
+    cluster = task.recipe.cluster
+    _connect(ray, settings)
+    use_gpu = _device(cluster, ray.cluster_resources().get("GPU", 0) > 0) == "cuda"
+    _check_size(ray, cluster, settings)
+    lines = ray.remote(num_cpus=0)(_Lines).remote()
+    config = {
+        "store": task.store.uri,
+        "recipe": task.recipe.to_json(),
+        "model": task.model,
+        "dataset": task.dataset.ref,
+        "run_id": task.run_id,
+        "lines": lines,
+    }
+    storage_path, filesystem = _storage(task.store, f"{task.run_ref}/ray")
+    trainer = TorchTrainer(
+        _worker,
+        train_loop_config=config,
+        torch_config=TorchConfig(backend="nccl" if use_gpu else "gloo", timeout_s=COLLECTIVE_TIMEOUT_SECONDS),
+        scaling_config=ray_train.ScalingConfig(
+            num_workers=cluster.workers,
+            use_gpu=use_gpu,
+            resources_per_worker={"CPU": cluster.cpus_per_worker, **({"GPU": 1} if use_gpu else {})},
+        ),
+        run_config=ray_train.RunConfig(
+            name=task.run_id,
+            storage_path=storage_path,
+            storage_filesystem=filesystem,
+            failure_config=ray_train.FailureConfig(
+                max_failures=cluster.max_failures, controller_failure_limit=3
+            ),
+        ),
+    )
+    try:
+        with _spoken(ray, lines, say):
+            trainer.fit()
+    except Exception as error:  # Ray wraps what a worker raised: give the user the cause, in one line
+        raise _cause(error) from error
+
+
+def _connect(ray: Any, settings: Settings) -> None:
+    """Join the job's cluster, or start one for this process."""
+    if ray.is_initialized():
+        return
+    here = {} if settings.ray_address else {"include_dashboard": False, "_node_ip_address": "127.0.0.1"}
+    ray.init(
+        address=settings.ray_address or "local",
+        runtime_env={"env_vars": RAY_VARIABLES},
+        log_to_driver=False,  # progress comes by `_Lines`, errors by exception; the rest stays in Ray's own logs
+        logging_level="error",
+        **here,
+    )
+
+
+def _check_size(ray: Any, cluster: ClusterSpec, settings: Settings) -> None:
+    """A cluster of this process cannot grow: say so before Ray waits for what will not come."""
+    there = ray.cluster_resources().get("CPU", 0)
+    needed = cluster.workers * cluster.cpus_per_worker
+    if settings.ray_address is None and needed > there:
+        raise RecipeError(
+            f"cluster: expected at most {there:g} CPUs (this machine's), got workers {cluster.workers} x cpus_per_worker "
+            f"{cluster.cpus_per_worker:g} = {needed:g}; lower either, or run on a larger Ray cluster"
+        )
+
+
+def _storage(store: Store, key: str) -> tuple[str, Any]:
+    """Where Ray Train keeps its own state, in the words of its two options: beside the run, in the same store."""
+    place = urlparse(store.uri)
+    if place.scheme == "file":
+        return f"{place.path}/{key}", None
+    from pyarrow import fs
+
+    return f"{place.netloc}{place.path}/{key}", fs.S3FileSystem(**store.pyarrow_options())
+
+
+def _cause(error: BaseException) -> AtelierError:
+    """The project's own error inside Ray's, or one line about what else happened."""
+    seen: BaseException | None = error
+    while seen is not None:
+        if isinstance(seen, AtelierError):
+            return seen
+        failures = getattr(seen, "worker_failures", None)
+        seen = next(iter(failures.values())) if failures else seen.__cause__ or getattr(seen, "cause", None)
+    last = str(error).strip().splitlines()[-1]
+    return TrainingError(
+        f"training did not finish: {type(error).__name__}: {last:.300}; a rerun goes on from the last checkpoint"
+    )
+
+
+class _Lines:
+    """A Ray actor that carries the workers' progress lines to whoever started the run."""
+
+    def __init__(self) -> None:
+        self._lines: list[str] = []
+
+    def add(self, line: str) -> None:
+        """Keep a line until it is fetched."""
+        self._lines.append(line)
+
+    def take(self) -> list[str]:
+        """The lines since the last call."""
+        taken, self._lines = self._lines, []
+        return taken
+
+
+@contextmanager
+def _spoken(ray: Any, lines: Any, say: Say) -> Iterator[None]:
+    """Say the workers' lines as they come."""
+    done = threading.Event()
+
+    def poll() -> None:
+        while not done.wait(POLL_SECONDS):
+            for line in ray.get(lines.take.remote()):
+                say(line)
+
+    thread = threading.Thread(target=poll, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        done.set()
+        thread.join()
+        for line in ray.get(lines.take.remote()):
+            say(line)
+
+
+def _worker(config: dict[str, Any]) -> None:
+    """One worker of a Ray Train group."""
+    from ray import train as ray_train
+    from ray.train.torch import get_device
+
+    context = ray_train.get_context()
+    store = open_store(config["store"])
+    recipe = load_recipe(config["recipe"])
+    task = Task(store, recipe, config["model"], load(store, config["dataset"], Dataset), config["run_id"])
+    cluster = recipe.cluster
+    torch.set_num_threads(cluster.threads_per_worker)
+
+    def make_engine(module: torch.nn.Module, settings: Adam) -> Engine:
+        if cluster.engine == "torch":
+            return TorchEngine(module, settings)
+        return DeepSpeedEngine(module, settings, cluster.zero)
+
+    place = Place(context.get_world_rank(), context.get_world_size(), get_device())
+    loop.train(task, place, make_engine, config["lines"].add.remote)
