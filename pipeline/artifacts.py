@@ -11,6 +11,7 @@ and an alias, which is the one thing that changes, keeps its history with times)
 
 import hashlib
 import json
+import re
 from collections.abc import Mapping
 from typing import Any, ClassVar, Literal, Self, TypeVar
 
@@ -215,6 +216,11 @@ class Alias(Strict):
 
 AnyRecord = Dataset | Run | Evaluation | SampleSet | Release
 RecordT = TypeVar("RecordT", Dataset, Run, Evaluation, SampleSet, Release)
+# The root is as long as can be: it may itself lie in a folder called `datasets` or `runs`.
+_RECORD_URI = re.compile(
+    r"(?P<root>(?:s3|file)://.+)/(?P<ref>(?:datasets|releases)/[^/]+/[^/]+|(?:runs|evaluations|samples)/[^/]+)"
+    r"(?:/(?:dataset|run|evaluation|samples|manifest)\.json)?"
+)
 _KINDS: Mapping[str, type[AnyRecord]] = {
     "datasets": Dataset,
     "runs": Run,
@@ -292,12 +298,8 @@ def parse(data: bytes, kind: type[RecordT], where: str) -> RecordT:
 
 def split_uri(uri: str) -> tuple[str, str]:
     """Cut a record's URI into the store's URI and the record's ref. Raises RecordError."""
-    for folder in _KINDS:
-        root, found, rest = uri.rstrip("/").partition(f"/{folder}/")
-        if found and rest:
-            for kind in _KINDS.values():
-                rest = rest.removesuffix(f"/{kind.file_name}")
-            return root, f"{folder}/{rest}"
+    if found := _RECORD_URI.fullmatch(uri.rstrip("/")):
+        return found["root"], found["ref"]
     raise RecordError(
         f"expected a record's URI such as s3://bucket/datasets/NAME/ID (one of {', '.join(_KINDS)}), got {uri!r}; "
         "`atelier list` shows those that there are"

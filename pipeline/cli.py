@@ -96,9 +96,7 @@ def run(
     recipe: RecipeArgument,
     store: StoreOption = None,
     set_: SetOption = None,
-    airflow: Annotated[
-        bool, typer.Option("--airflow", help="Through Airflow's DAGs, on the embedded stack.")
-    ] = False,
+    airflow: Annotated[bool, typer.Option("--airflow", help="Through Airflow's DAGs, on the embedded stack.")] = False,
     json_: JsonOption = False,
 ) -> None:
     """Run every stage of a recipe that is not done yet: ingest, then train, evaluate, sample, publish, promote."""
@@ -131,9 +129,7 @@ def _show(result: tuple[dict[str, Any], list[Any]], as_json: bool) -> None:
 
 
 @app.command()
-def check(
-    recipe: RecipeArgument, store: StoreOption = None, set_: SetOption = None, json_: JsonOption = False
-) -> None:
+def check(recipe: RecipeArgument, store: StoreOption = None, set_: SetOption = None, json_: JsonOption = False) -> None:
     """Validate a recipe in full and show its plan: the stages, what is done already, sizes."""
     from pipeline.plan import plan
     from pipeline.recipe import check_models
@@ -145,9 +141,7 @@ def check(
     with opened_store(store, settings) as place:
         stages = plan(place, parsed)
     if json_:
-        report(
-            True, {"recipe": parsed.name, "stages": [stage.model_dump(mode="json") for stage in stages]}, ""
-        )
+        report(True, {"recipe": parsed.name, "stages": [stage.model_dump(mode="json") for stage in stages]}, "")
     else:
         console.print(plan_table(parsed, stages))
 
@@ -247,9 +241,7 @@ def show(
 
 
 @app.command()
-def up(
-    airflow: Annotated[bool, typer.Option(help="With Airflow.")] = True, json_: JsonOption = False
-) -> None:
+def up(airflow: Annotated[bool, typer.Option(help="With Airflow.")] = True, json_: JsonOption = False) -> None:
     """Start the embedded stack on this machine and leave it running: store, Ray and Airflow."""
     from pipeline import stack
 

@@ -38,7 +38,7 @@ SetOption = Annotated[
 ]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object, last.")]
 
-EMBEDDED_STORE = "s3://atelier"
+EMBEDDED_STORE = "s3://atelier"  # without AWS_ENDPOINT_URL_S3, URIs in it mean the embedded store
 
 console = Console(stderr=True, highlight=False, soft_wrap=True)
 
@@ -67,15 +67,15 @@ def read_recipe(reference: str, overrides: list[str] | None, settings: Settings)
 def opened_store(uri: str | None, settings: Settings) -> Iterator[Store]:
     """The store that a command uses. Without a URI it is the embedded one: running, or started for this command."""
     uri = uri or settings.store
-    ours = uri is None or uri == EMBEDDED_STORE or uri.startswith(EMBEDDED_STORE + "/")
-    if uri is not None and not (ours and "AWS_ENDPOINT_URL_S3" not in os.environ):
+    embedded = uri is None or (f"{uri}/".startswith(f"{EMBEDDED_STORE}/") and not settings.s3_endpoint)
+    if uri is not None and not embedded:
         yield open_store(uri)
         return
     from pipeline import weed
 
     with weed.running(settings.home) as state:
         os.environ.update(state.environment())
-        yield open_store(uri or EMBEDDED_STORE)
+        yield open_store(uri or weed.STORE_URI)
 
 
 def run_main(command: Callable[[], Any]) -> int:
@@ -97,8 +97,6 @@ def run_main(command: Callable[[], Any]) -> int:
         if debug:
             raise
         name = type(error).__name__
-        console.print(
-            f"error: {name}: {error}; run it again with --debug for the traceback", markup=False, style="red"
-        )
+        console.print(f"error: {name}: {error}; run it again with --debug for the traceback", markup=False, style="red")
         return 1
     return 0

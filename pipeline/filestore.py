@@ -73,9 +73,7 @@ class FileStore(Store):
         with opened(data) as source, self._writing(key), _written(path, source) as finished, self._locked():
             found = _etag_of(path.stat()) if path.is_file() else "no object"
             if found != etag:
-                raise Changed(
-                    f"{self.uri}/{key}: expected etag {etag}, found {found}; read it again and retry"
-                )
+                raise Changed(f"{self.uri}/{key}: expected etag {etag}, found {found}; read it again and retry")
             return _move(finished, path)
 
     def delete(self, key: str) -> None:
@@ -128,9 +126,7 @@ class FileStore(Store):
     def _explained(self, error: OSError, key: str) -> AtelierError:
         where = f"{self.uri}/{key}"
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            return StoreError(
-                f"{where}: no space left on the disk of {self.root}; free some, then run this again"
-            )
+            return StoreError(f"{where}: no space left on the disk of {self.root}; free some, then run this again")
         if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
             return StoreRefused(
                 f"{where}: expected a folder that you may use, got '{error.strerror}'; "

@@ -11,6 +11,7 @@ Memory holds a few source files, about 700 bytes a sample, and SPOOL_BYTES of en
 go to an unnamed temporary file. One shard (`shard_images` PNGs) is built in memory.
 """
 
+import contextlib
 import hashlib
 import os
 import tempfile
@@ -79,9 +80,7 @@ class _Gathered:
     """What came out of the source so far."""
 
     spool: IO[bytes]
-    splits: dict[str, dict[str, _Row]] = field(
-        default_factory=lambda: {TEST: {}, TRAIN: {}}
-    )  # rows by digest
+    splits: dict[str, dict[str, _Row]] = field(default_factory=lambda: {TEST: {}, TRAIN: {}})  # rows by digest
     rejected: list[Rejected] = field(default_factory=list)
     num_done: int = 0
     num_rejected: int = 0
@@ -133,7 +132,7 @@ def ingest(store: Store, recipe: Recipe, progress: Callable[[Progress], None] | 
     if finished is not None:
         return finished
     classes = recipe.source.classes()
-    with cast(IO[bytes], tempfile.SpooledTemporaryFile(max_size=SPOOL_BYTES)) as spool:
+    with _spooled() as spool:
         gathered = _gather(recipe, classes, spool, progress or (lambda _: None))
         _check(recipe, classes, gathered)
         if recipe.source.fingerprint() != fingerprint:
@@ -150,6 +149,29 @@ def ingest(store: Store, recipe: Recipe, progress: Callable[[Progress], None] | 
             "bytes, by another version of Pillow or zlib at the same time; delete the folder and ingest again"
         )
     return committed
+
+
+@contextlib.contextmanager
+def _spooled() -> Iterator[IO[bytes]]:
+    """Room for the encoded images: in memory, and beyond SPOOL_BYTES in an unnamed file."""
+    spool = cast(IO[bytes], tempfile.SpooledTemporaryFile(max_size=SPOOL_BYTES))  # noqa: SIM115 - closed below
+    try:
+        yield spool
+    finally:
+        with contextlib.suppress(OSError):  # a full disk, which `_room` has reported, fails here once more
+            spool.close()
+
+
+@contextlib.contextmanager
+def _room() -> Iterator[None]:
+    """Say what to do where the unnamed file does not fit on its disk."""
+    try:
+        yield
+    except OSError as error:
+        raise AtelierError(
+            f"{tempfile.gettempdir()}: expected room for the encoded images, got {error.strerror}; set TMPDIR to a "
+            "folder with more"
+        ) from None
 
 
 def _id(recipe: Recipe, fingerprint: str) -> str:
@@ -179,24 +201,19 @@ def _gather(
         progress(Progress(gathered.num_done, total, gathered.num_rejected, seconds))
 
     def prepare_all(chunk: list[Item | Rejected]) -> list[_Prepared | Rejected]:
-        return [prepare(item, recipe.dataset, classes) for item in chunk]
+        return [_prepare(item, recipe.dataset, classes) for item in chunk]
 
     with warnings.catch_warnings():
-        warnings.filterwarnings(
-            "ignore", module=r"PIL\."
-        )  # of odd metadata: an image is taken, or rejected by name
+        warnings.filterwarnings("ignore", module=r"PIL\.")  # of odd metadata: an image is taken, or rejected by name
         for results in _in_order(prepare_all, _chunks(recipe.source.items())):
-            try:
+            with _room():
                 for result in results:
                     gathered.add(result)
-            except OSError as error:
-                raise AtelierError(
-                    f"{tempfile.gettempdir()}: expected room for the encoded images, got {error.strerror}; "
-                    "set TMPDIR to a folder with more"
-                ) from None
             if time.monotonic() - reported > REPORT_EVERY_SECONDS:
                 report()
                 reported = time.monotonic()
+    with _room():
+        spool.flush()
     report()
     return gathered
 
@@ -232,7 +249,7 @@ def _in_order(
             yield under_way.popleft().result()
 
 
-def prepare(item: Item | Rejected, spec: DatasetSpec, classes: tuple[str, ...]) -> _Prepared | Rejected:
+def _prepare(item: Item | Rejected, spec: DatasetSpec, classes: tuple[str, ...]) -> _Prepared | Rejected:
     """Bring one input to the recipe's shape, or say why it cannot be."""
     if isinstance(item, Rejected):
         return item

@@ -7,7 +7,7 @@ from rich.table import Table
 from pipeline.artifacts import Alias, AnyRecord, Dataset, Evaluation, Located, Release, Run, SampleSet, load
 from pipeline.store import Store
 
-_FOLDERS = {
+_FOLDERS: dict[str, type[AnyRecord]] = {
     "datasets": Dataset,
     "runs": Run,
     "evaluations": Evaluation,
@@ -27,9 +27,7 @@ def listing(store: Store) -> list[dict[str, Any]]:
                 found.append({"kind": record.kind, "uri": f"{store.uri}/{ref}", "about": about(record)})
     for entry in store.list("aliases/"):
         alias = Alias.model_validate_json(store.get(entry.key))
-        found.append(
-            {"kind": "alias", "uri": f"{alias.name}@{alias.alias}", "about": f"release {alias.number}"}
-        )
+        found.append({"kind": "alias", "uri": f"{alias.name}@{alias.alias}", "about": f"release {alias.number}"})
     return found
 
 

@@ -105,6 +105,8 @@ def to_pixels(image: "Image.Image", spec: "DatasetSpec") -> "Pixels":
             box = _middle(image, width / scale, height / scale) if fit == "cover" else None
             image = image.resize((width, height), Image.Resampling.LANCZOS, box=box)
     pixels = np.asarray(image, dtype=np.uint8).reshape(image.height, image.width, channels)
+    if image.size == (width, height):
+        return pixels
     above, left = (height - image.height) // 2, (width - image.width) // 2
     below, right = height - image.height - above, width - image.width - left
     return np.pad(pixels, ((above, below), (left, right), (0, 0)), mode="edge")
@@ -194,9 +196,7 @@ def _text_chunks(text: Mapping[str, str]) -> list[bytes]:
     for keyword, value in text.items():
         name = keyword.encode("latin-1")
         if not 1 <= len(name) <= 79 or "\0" in keyword + value:
-            raise ValueError(
-                f"expected a PNG keyword of 1 to 79 characters and text without NUL, got {keyword!r}"
-            )
+            raise ValueError(f"expected a PNG keyword of 1 to 79 characters and text without NUL, got {keyword!r}")
         try:
             chunks.append(_chunk(b"tEXt", name + b"\0" + value.encode("latin-1")))
         except UnicodeEncodeError:

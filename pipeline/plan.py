@@ -43,9 +43,7 @@ class Stage(Strict):
 def run_id(recipe: Recipe, model: str, dataset: str) -> str:
     """The id of a model's training run on the dataset with this ref."""
     spec = recipe.model_named(model).model_dump(mode="json")
-    return digest_of(
-        {"dataset": dataset, "recipe": recipe.name, "model": model, "spec": spec, "code": __version__}
-    )
+    return digest_of({"dataset": dataset, "recipe": recipe.name, "model": model, "spec": spec, "code": __version__})
 
 
 def evaluation_id(recipe: Recipe, run: str) -> str:
@@ -86,9 +84,7 @@ def _model_stages(store: Store, recipe: Recipe, model: str, dataset: Dataset | N
     alias = alias_of(store, name, release.alias) if published else None
     promoted = bool(alias and published and any(move.number == published.number for move in alias.history))
     return [
-        _stage(
-            store, "train", model, f"{spec.family}, {spec.steps:,} steps of {spec.batch_size} images", run
-        ),
+        _stage(store, "train", model, f"{spec.family}, {spec.steps:,} steps of {spec.batch_size} images", run),
         _stage(store, "evaluate", model, f"{recipe.evaluation.num_samples:,} samples", evaluation),
         _stage(store, "sample", model, f"{release.num_samples:,} images", samples),
         _stage(store, "publish", model, name, published),

@@ -24,6 +24,7 @@ from pydantic import (
     PrivateAttr,
     SerializeAsAny,
     ValidationError,
+    model_validator,
 )
 
 from pipeline.artifacts import Strict
@@ -32,9 +33,7 @@ from pipeline.sources import SourceBase, parse_source
 
 SHIPPED = Path(__file__).parent / "recipes"
 MAX_RECIPE_BYTES = 1 << 20
-NAME_PATTERN = (
-    r"^[a-z][a-z0-9_]{0,39}$"  # a DAG id, a folder of the store and a bucket key all take such a name
-)
+NAME_PATTERN = r"^[a-z][a-z0-9_]{0,39}$"  # a DAG id, a folder of the store and a bucket key all take such a name
 
 
 class DatasetSpec(Strict):
@@ -82,6 +81,15 @@ class ClusterSpec(Strict):
     max_failures: int = Field(3, ge=0)  # worker groups lost before the run gives up
     timeout_minutes: int = Field(24 * 60, ge=1)
 
+    @model_validator(mode="after")
+    def _local_is_one_worker(self) -> Self:
+        if self.launcher == "local" and (self.workers, self.engine) != (1, "torch"):
+            raise ValueError(
+                "workers: 1 and engine: torch with launcher: local, got "
+                f"workers: {self.workers} and engine: {self.engine}; choose launcher: ray for more"
+            )
+        return self
+
 
 class EvaluationSpec(Strict):
     """What a run is measured on."""
@@ -127,9 +135,7 @@ class Recipe(Strict):
     def model_named(self, name: str) -> ModelSpec:
         """One model's section. Raises RecipeError listing the models that there are."""
         if name not in self.models:
-            raise RecipeError(
-                f"recipe {self.name}: expected a model of {', '.join(self.models)}, got {name!r}"
-            )
+            raise RecipeError(f"recipe {self.name}: expected a model of {', '.join(self.models)}, got {name!r}")
         return self.models[name]
 
     def release_name(self, model: str) -> str:
@@ -206,12 +212,8 @@ def _read(reference: str, folders: Sequence[Path]) -> tuple[str, str]:
 def _parse_yaml(text: str, origin: str) -> tuple[dict[str, Any], dict[str, int]]:
     """A recipe's mapping, and the line of each of its dotted paths."""
     try:
-        if any(
-            isinstance(event, yaml.events.AliasEvent) for event in yaml.parse(text, Loader=yaml.SafeLoader)
-        ):
-            raise RecipeError(
-                f"{origin}: expected a recipe without YAML aliases, got one; write the value out"
-            )
+        if any(isinstance(event, yaml.events.AliasEvent) for event in yaml.parse(text, Loader=yaml.SafeLoader)):
+            raise RecipeError(f"{origin}: expected a recipe without YAML aliases, got one; write the value out")
         node = yaml.compose(text, Loader=yaml.SafeLoader)
         section = yaml.safe_load(text)
     except (yaml.YAMLError, RecursionError) as error:
@@ -251,9 +253,7 @@ def _override(section: dict[str, Any], override: str) -> None:
     for parent in parents:
         section = section.setdefault(parent, {})
         if not isinstance(section, dict):
-            raise RecipeError(
-                f"--set {path}: {parent} is no section of the recipe; `atelier check` shows them"
-            )
+            raise RecipeError(f"--set {path}: {parent} is no section of the recipe; `atelier check` shows them")
     section[last] = value
 
 
@@ -278,6 +278,8 @@ def _one_line(error: ValidationError, origin: str, lines: dict[str, int]) -> str
         message = f"{path}: expected {expected}"
     elif first["type"] == "extra_forbidden":
         message = f"{path}: unknown field; {_choices(path)}"
+    elif first["type"] == "value_error":  # one of our own, which says what came
+        message = f"{path}: expected {expected}"
     else:
         message = f"{path}: expected {expected}, got {first['input']!r:.80}"
     more = f" (and {len(found) - 1} more)" if len(found) > 1 else ""
@@ -289,11 +291,7 @@ def _choices(path: str) -> str:
     *parents, last = path.split(".")
     model: Any = Recipe
     for parent in parents:
-        field = (
-            model.model_fields.get(parent)
-            if isinstance(model, type) and issubclass(model, BaseModel)
-            else None
-        )
+        field = model.model_fields.get(parent) if isinstance(model, type) and issubclass(model, BaseModel) else None
         model = field.annotation if field else ModelSpec
     fields = list(model.model_fields)
     near = difflib.get_close_matches(last, fields, n=1)

@@ -76,9 +76,7 @@ def promote_uri(release_uri: str, alias: str, who: str, why: str) -> None:
     promote(store, release.name, release.number, alias, who=who, why=why)
 
 
-def publish(
-    store: Store, recipe: Recipe, model: str, run_ref: str, evaluation_ref: str, samples_ref: str
-) -> Release:
+def publish(store: Store, recipe: Recipe, model: str, run_ref: str, evaluation_ref: str, samples_ref: str) -> Release:
     """Publish a run with its evaluation and its sample set, given by their refs. Raises RecordError."""
     name = recipe.release_name(model)
     intent = release_id(recipe, run_ref, evaluation_ref, samples_ref)
@@ -258,9 +256,7 @@ def model_card(
         "| figure | value | 95% interval | unit | samples | real images |\n| --- | --- | --- | --- | --- | --- |\n"
     )
     for figure_name, figure in evaluation.figures.items():
-        interval = (
-            "" if figure.low is None or figure.high is None else f"{figure.low:.4g} to {figure.high:.4g}"
-        )
+        interval = "" if figure.low is None or figure.high is None else f"{figure.low:.4g} to {figure.high:.4g}"
         text.write(
             f"| {figure_name} | {figure.value:.4g} | {interval} | {figure.unit} | "
             f"{figure.num_samples:,} | {figure.num_real:,} |\n"

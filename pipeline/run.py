@@ -9,7 +9,7 @@ from importlib.metadata import entry_points
 from typing import Any, cast
 
 from pipeline import ingest, releases
-from pipeline.artifacts import AnyRecord, Dataset, Evaluation, Located, Run, SampleSet
+from pipeline.artifacts import AnyRecord, Dataset, Evaluation, Located, Release, Run, SampleSet
 from pipeline.errors import RecipeError
 from pipeline.plan import Stage, plan
 from pipeline.recipe import Recipe, check_models
@@ -82,7 +82,7 @@ def _run_model(
     release = stage(
         "publish", model, lambda: releases.publish(store, recipe, model, run.ref, evaluation.ref, samples.ref)
     )
-    assert isinstance(release, releases.Release)
+    assert isinstance(release, Release)
 
     def promote() -> AnyRecord:
         releases.promote(

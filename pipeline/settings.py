@@ -6,10 +6,12 @@
 | ATELIER_HOME | folder of the embedded stack and of local files | `.atelier` |
 | ATELIER_RECIPES | folders of recipes beside the ones that ship, joined by `:` | none |
 | RAY_ADDRESS | Ray cluster that `train` joins | a cluster of this process |
+| AWS_ENDPOINT_URL_S3 | an S3 server other than Amazon's; boto3 reads it too | Amazon's, or the embedded store |
 | RAY_AUTH_TOKEN, RAY_AUTH_TOKEN_PATH | token of Ray's Jobs API | none |
 """
 
 import os
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -22,6 +24,7 @@ class Settings:
     home: Path
     recipe_folders: tuple[Path, ...]
     ray_address: str | None
+    s3_endpoint: str | None
     user: str
 
     @classmethod
@@ -34,6 +37,7 @@ class Settings:
             home=Path(env.get("ATELIER_HOME") or ".atelier").absolute(),
             recipe_folders=tuple(Path(f).absolute() for f in folders.split(os.pathsep) if f),
             ray_address=env.get("RAY_ADDRESS") or None,
+            s3_endpoint=env.get("AWS_ENDPOINT_URL_S3") or None,
             user=env.get("USER") or env.get("LOGNAME") or "unknown",
         )
 
@@ -41,3 +45,8 @@ class Settings:
 def child_environment(**changes: str) -> dict[str, str]:
     """The environment for a server that this process starts: its own, with changes."""
     return {**os.environ, **changes}
+
+
+def update_environment(changes: Mapping[str, str]) -> None:
+    """Change the environment of this process and of those it starts from now on."""
+    os.environ.update(changes)

@@ -63,9 +63,7 @@ class Sample:
         except ValueError:
             info = None
         if not isinstance(info, dict):
-            raise IntegrityError(
-                f"sample {self.key}: expected a JSON object in {self.key}.json, got other bytes"
-            )
+            raise IntegrityError(f"sample {self.key}: expected a JSON object in {self.key}.json, got other bytes")
         return info
 
 
@@ -130,15 +128,11 @@ def _complaint(sample: Sample, keys: set[str]) -> str | None:
         return f"sample {sample.key}: expected a key once in a shard, got it twice"
     names = sample.members.keys()
     if not names >= set(REQUIRED) or not names <= set(EXTENSIONS):
-        return (
-            f"sample {sample.key}: expected {', '.join(EXTENSIONS)} (cls where labelled), got {sorted(names)}"
-        )
+        return f"sample {sample.key}: expected {', '.join(EXTENSIONS)} (cls where labelled), got {sorted(names)}"
     for extension, content in sample.members.items():
         if len(content) > MAX_MEMBER_BYTES[extension]:
             limit = MAX_MEMBER_BYTES[extension]
-            return (
-                f"sample {sample.key}: expected {extension} of at most {limit:,} bytes, got {len(content):,}"
-            )
+            return f"sample {sample.key}: expected {extension} of at most {limit:,} bytes, got {len(content):,}"
     if not _CLASS.fullmatch(sample.members.get("cls", b"0")):
         return f"sample {sample.key}: expected a class index in ASCII, got {sample.members['cls']!r}"
     return None
@@ -172,9 +166,7 @@ def _members(data: bytes) -> Iterator[tuple[str, bytes]]:
         stop = start + int(size, 8)
         position = stop + -stop % BLOCK
         if position > end or any(data[stop:position]):
-            raise IntegrityError(
-                f"shard: expected {name.decode()} to end at byte {stop:,}, got a shard cut short"
-            )
+            raise IntegrityError(f"shard: expected {name.decode()} to end at byte {stop:,}, got a shard cut short")
         yield name.decode(), data[start:stop]
     if data[max(end, 0) :] != END_OF_ARCHIVE:
         raise IntegrityError("shard: expected the end of the archive, got a shard cut short")

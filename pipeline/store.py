@@ -43,7 +43,7 @@ if TYPE_CHECKING:
     from botocore.exceptions import ClientError
     from mypy_boto3_s3 import S3Client
 
-__all__ = ["Entry", "FileStore", "S3Store", "Store", "ensure_bucket", "open_store"]
+__all__ = ["Entry", "FileStore", "S3Store", "Store", "make_bucket", "open_store"]
 
 MULTIPART_BYTES = 16 * 2**20  # larger objects go up in parts of this size: a lost connection costs one part
 ATTEMPTS = 5  # botocore waits about 7 s over five: longer than a store takes to restart
@@ -66,20 +66,23 @@ def open_store(uri: str) -> Store:
     )
 
 
-def ensure_bucket(uri: str) -> None:
-    """Make the bucket of an `s3://` URI where it is not there yet.
+def make_bucket(uri: str, endpoint: str, access_key: str, secret_key: str) -> bool:
+    """Make the bucket of an `s3://` URI on a server that is starting; False while it does not answer yet.
 
     For the embedded store only: other buckets are the business of whoever owns them.
     """
+    from botocore.exceptions import ClientError, EndpointConnectionError, HTTPClientError
+
     store = open_store(uri)
     assert isinstance(store, S3Store), uri
-    with store.translated("") as client:
-        try:
-            client.head_bucket(Bucket=store.bucket)
-        except client.exceptions.ClientError as error:
-            if _status(error) != 404:
-                raise
-            client.create_bucket(Bucket=store.bucket)
+    client = _connect(uri, 1, endpoint, access_key, secret_key)
+    try:
+        client.create_bucket(Bucket=store.bucket)
+    except (EndpointConnectionError, HTTPClientError):
+        return False
+    except ClientError as error:
+        return error.response["Error"].get("Code") in ("BucketAlreadyExists", "BucketAlreadyOwnedByYou")
+    return True
 
 
 class S3Store(Store):
@@ -115,9 +118,7 @@ class S3Store(Store):
             try:
                 found = client.head_object(Bucket=self.bucket, Key=self._full(key))
             except client.exceptions.ClientError as error:
-                if (
-                    _status(error) == 404
-                ):  # the reply has no body to say whether the key or the bucket is missing
+                if _status(error) == 404:  # the reply has no body to say whether the key or the bucket is missing
                     client.list_objects_v2(Bucket=self.bucket, Prefix=self._full(key), MaxKeys=1)
                 raise
             return Entry(key, found["ContentLength"], _bare(found["ETag"]), found["LastModified"].timestamp())
@@ -185,9 +186,7 @@ class S3Store(Store):
                     reply = client.put_object(Bucket=self.bucket, Key=self._full(key), Body=data, **condition)
                     return _bare(reply["ETag"])
                 except client.exceptions.ClientError as error:
-                    if (
-                        _status(error) == 409 and attempt < ATTEMPTS
-                    ):  # AWS: two at once, neither judged; ask again
+                    if _status(error) == 409 and attempt < ATTEMPTS:  # AWS: two at once, neither judged; ask again
                         time.sleep(random.uniform(0.05, 0.1) * 2**attempt)  # noqa: S311 - jitter, no secret
                         continue
                     resent = error.response["ResponseMetadata"].get("RetryAttempts", 0) > 0
@@ -227,13 +226,20 @@ class S3Store(Store):
             raise _explain_failure(error, where) from None
 
 
-def _connect(uri: str) -> "S3Client":
+def _connect(
+    uri: str,
+    attempts: int = ATTEMPTS,
+    endpoint: str | None = None,
+    access_key: str | None = None,
+    secret_key: str | None = None,
+) -> "S3Client":
+    """A client; what is None here comes from the environment or the files of the AWS chain."""
     import boto3
     from botocore.config import Config
 
     config = Config(
         s3={"addressing_style": "path"},  # other servers than AWS have no host name for each bucket
-        retries={"mode": "standard", "total_max_attempts": ATTEMPTS},
+        retries={"mode": "standard", "total_max_attempts": attempts},
         connect_timeout=5,
         read_timeout=60,
         max_pool_connections=32,
@@ -243,11 +249,15 @@ def _connect(uri: str) -> "S3Client":
     )
     session = boto3.session.Session()  # our own: boto3's default session is not safe in threads
     try:
-        return session.client("s3", config=config)
+        return session.client(
+            "s3",
+            config=config,
+            endpoint_url=endpoint,
+            aws_access_key_id=access_key,
+            aws_secret_access_key=secret_key,
+        )
     except ValueError as error:
-        raise StoreRefused(
-            f"{uri}: {error}; AWS_ENDPOINT_URL_S3 must be a URL such as http://HOST:PORT"
-        ) from None
+        raise StoreRefused(f"{uri}: {error}; AWS_ENDPOINT_URL_S3 must be a URL such as http://HOST:PORT") from None
 
 
 def _parts() -> "TransferConfig":
@@ -295,9 +305,7 @@ def _explain_failure(error: Exception, where: str) -> AtelierError:
 
     text = " ".join(str(error).split())
     if isinstance(error, boto.NoCredentialsError | boto.PartialCredentialsError | boto.ProfileNotFound):
-        return StoreRefused(
-            f"{where}: {text}; set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_PROFILE"
-        )
+        return StoreRefused(f"{where}: {text}; set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_PROFILE")
     if isinstance(error, boto.EndpointConnectionError | boto.ConnectTimeoutError | boto.SSLError):
         return StoreRefused(f"{where}: {text}; is the store running, and AWS_ENDPOINT_URL_S3 its address?")
     return StoreError(f"{where}: {text}; try again")

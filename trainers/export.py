@@ -52,9 +52,7 @@ class Sampler:
         return unit.clamp(0, 1).mul(255).round().to(torch.uint8).cpu()
 
 
-def export(
-    family: str, options: dict[str, Any], dataset: Dataset, weights: dict[str, Tensor]
-) -> dict[str, bytes]:
+def export(family: str, options: dict[str, Any], dataset: Dataset, weights: dict[str, Tensor]) -> dict[str, bytes]:
     """The files of a trained network by name."""
     shape = asdict(data_shape(dataset))
     del shape["num_classes"]
@@ -70,9 +68,7 @@ def load(config_json: bytes, weights: bytes, device: torch.device, where: str) -
         config = ExportConfig.model_validate_json(config_json)
         tensors = load_safetensors(weights)
     except (ValidationError, SafetensorError) as error:
-        raise IntegrityError(
-            f"{where}: expected {CONFIG} and {WEIGHTS} of a release, got {error!s:.120}"
-        ) from None
+        raise IntegrityError(f"{where}: expected {CONFIG} and {WEIGHTS} of a release, got {error!s:.120}") from None
     shape = DataShape(config.channels, config.height, config.width, len(config.classes))
     family_config = families.parse_config(config.family, config.options, where)
     model = families.build(config.family, family_config, shape, seed=0)

@@ -2,31 +2,31 @@
 
     dataset (training split) --train_extractor--> datasets/<name>/<id>/extractors/<id>/ --evaluate--> figures
 
-It is trained once for a dataset and stored with it; every evaluation of every run on that dataset uses the same one:
+It is trained once for a dataset and stored with it, for every evaluation of every run on that dataset:
 
     extractor = load_or_train(store, dataset, read_split)
     features_ND = extractor.features(images_NCHW)
     classes_N = extractor.predict(images_NCHW)
 
-With labels it learns the classes. Without them (or with a single class) it learns which of four quarter turns was
-applied to an image (Gidaris, Singh & Komodakis 2018), which needs no label. A distance on these features is one on
-these features: it is not comparable with the FID of the literature, which uses an Inception network.
+With labels it learns the classes. Without them (or with a single class) it learns which of four quarter turns
+was applied to an image (Gidaris, Singh & Komodakis 2018), which needs no label. A distance on these features is
+not comparable with the FID of the literature, which is on an Inception network's.
 
 Shape legend: N images of a set, B of a batch, C channels, H height, W width, D feature size, K outputs.
 """
 
 import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
 import torch
-from pydantic import Field, ValidationError
+from pydantic import ValidationError
 from safetensors import SafetensorError
 from safetensors.torch import load as load_safetensors
 from safetensors.torch import save as save_safetensors
 from torch import Tensor, nn
-from torch.nn import functional as F
+from torch.nn.functional import cross_entropy, interpolate
 
 from pipeline import __version__
 from pipeline.artifacts import Dataset, FileEntry, Record, Strict, digest_of, file_entry
@@ -39,27 +39,27 @@ BATCH_IMAGES = 500  # at inference: features do not depend on it, beyond roundin
 ACCURACY_IMAGES = 10_000  # at most as many of the training images tell the held-in accuracy
 CHECK_EVERY_STEPS = 50
 
-ReadSplit = Callable[
-    [str], tuple[Tensor, Tensor | None]
-]  # a split's name -> images (N, C, H, W) uint8, labels (N,)
-State = dict[str, Tensor]
+ReadSplit = Callable[[str], tuple[Tensor, Tensor | None]]  # split -> images (N, C, H, W) uint8, labels (N,)
+Progress = Callable[[int, int], None]  # is told (steps done, steps in all)
+Device = str | torch.device
 
 
 class ExtractorConfig(Strict):
     """How an extractor is built and trained; the defaults reach 99% on MNIST in about 15 s on one core."""
 
-    feature_size: int = Field(64, ge=1)
-    channels: int = Field(
-        24, ge=1
-    )  # of the first convolution; doubled by each further one, up to four times as many
-    max_side: int = Field(64, ge=4)  # larger images are reduced to this side
-    epochs: int = Field(3, ge=1)
-    min_images_seen: int = Field(60_000, ge=1)  # small sets are gone through more often
-    max_images_seen: int = Field(500_000, ge=1)
-    batch_images: int = Field(128, ge=2)
-    lr: float = Field(3e-3, gt=0)
-    weight_decay: float = Field(1e-2, ge=0)
+    feature_size: int = 64
+    channels: int = 24  # of the first convolution; doubled by each further one, up to four times as many
+    max_side: int = 64  # larger images are reduced to this side
+    epochs: int = 3
+    min_images_seen: int = 60_000  # small sets are gone through more often
+    max_images_seen: int = 500_000
+    batch_images: int = 128
+    lr: float = 3e-3
+    weight_decay: float = 1e-2
     seed: int = 0
+
+
+DEFAULT = ExtractorConfig()
 
 
 class ExtractorRecord(Record):
@@ -85,28 +85,30 @@ class ExtractorRecord(Record):
     def ref(self) -> str:
         return f"{self.dataset}/extractors/{self.id}"
 
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """An image's (C, H, W)."""
+        return self.channels, self.height, self.width
+
 
 class ExtractorNet(nn.Module):
     """Stride-2 convolutions down to a side of 4 or less, one dense layer to the features, one to the logits.
 
-    The features are batch-normalised without gain: over the training split each has a mean of 0 and a variance of 1,
-    so that distances between feature sets have the same scale for every dataset.
+    The features are batch-normalised without gain: over the images that it was trained on each has a mean of 0
+    and a variance of 1, so that distances between feature sets have a similar scale for every dataset.
     """
 
-    def __init__(
-        self, channels: int, height: int, width: int, num_outputs: int, config: ExtractorConfig
-    ) -> None:
+    def __init__(self, shape: Sequence[int], num_outputs: int, config: ExtractorConfig) -> None:
+        """`shape` is an image's (C, H, W). Initial weights come from torch's global generator."""
         super().__init__()
-        self.side = min(max(height, width), config.max_side)
+        inputs, height, width = shape
+        self.side = side = min(max(height, width), config.max_side)
+        outputs = config.channels
         layers: list[nn.Module] = []
-        inputs, outputs, side = channels, config.channels, self.side
         while not layers or side > 4:
             stride = 1 if not layers and side <= 16 else 2
-            layers += [
-                nn.Conv2d(inputs, outputs, 3, stride, padding=1, bias=False),
-                nn.BatchNorm2d(outputs),
-                nn.ReLU(),
-            ]
+            layers += [nn.Conv2d(inputs, outputs, 3, stride, padding=1, bias=False)]
+            layers += [nn.BatchNorm2d(outputs), nn.ReLU()]
             inputs, outputs, side = outputs, min(2 * outputs, 4 * config.channels), -(-side // stride)
         self.body = nn.Sequential(*layers, nn.Flatten())
         self.to_features = nn.Sequential(
@@ -119,7 +121,7 @@ class ExtractorNet(nn.Module):
         """The images at the network's own square size, so that a quarter turn keeps the shape."""
         if images_BCHW.shape[2:] == (self.side, self.side):
             return images_BCHW
-        return F.interpolate(images_BCHW, size=(self.side, self.side), mode="bilinear", antialias=True)
+        return interpolate(images_BCHW, size=(self.side, self.side), mode="bilinear", antialias=True)
 
     def forward(self, images_BCHW: Tensor) -> tuple[Tensor, Tensor]:
         """Features (B, D) and logits (B, K) of float images in [0, 1]."""
@@ -148,27 +150,23 @@ class Extractor:
     def note(self) -> str:
         """One sentence: what it is, what it was trained on, how well it does."""
         record = self.record
-        what = (
-            f"classifier of its {record.num_outputs} classes"
-            if self.reads_classes
-            else ("label-free encoder (trained to tell which of 4 quarter turns was applied)")
-        )
-        test = (
-            "no test images to measure it on"
-            if record.test_accuracy is None
-            else (f"accuracy {record.test_accuracy:.2%} on the {record.num_test:,} test images")
-        )
+        encoder = "label-free encoder, which tells by how many quarter turns an image was rotated"
+        what = f"classifier of {record.num_outputs} classes" if self.reads_classes else encoder
+        test = "there were no test images to measure it on"
+        if record.test_accuracy is not None:
+            test = f"its accuracy on the {record.num_test:,} test images is {record.test_accuracy:.2%}"
         return (
-            f"Features are the {record.config.feature_size} penultimate activations of a small convolutional {what}, "
-            f"trained by this pipeline on the {record.num_train:,} images of the dataset's training split; {test}."
+            f"The {record.config.feature_size} penultimate activations of a small convolutional {what}, trained "
+            f"by this pipeline on the {record.num_train:,} images of the dataset's training split; {test}."
         )
 
     def features(self, images_NCHW: Tensor, batch_size: int = BATCH_IMAGES) -> Tensor:
         """Features (N, D), float32 on the CPU, of uint8 images or float ones in [0, 1].
 
-        Raises UserError for images of another shape, for values that are not finite, and for values outside [0, 1].
+        Raises UserError for images of another shape and for values that are not finite or outside [0, 1].
         """
-        return self._forward(images_NCHW, batch_size)[0]
+        _check_images(images_NCHW, self.record.shape)
+        return _infer(self.network, images_NCHW, batch_size)[0]
 
     def predict(self, images_NCHW: Tensor, batch_size: int = BATCH_IMAGES) -> Tensor:
         """The most likely class of each image, (N,) int64 on the CPU. Raises UserError as `features` does."""
@@ -177,12 +175,8 @@ class Extractor:
                 f"{self.ref}: expected an extractor trained on two classes or more, got one trained on "
                 f"{self.record.task}; a dataset without classes has no class figures"
             )
-        return self._forward(images_NCHW, batch_size)[1].argmax(1)
-
-    def _forward(self, images_NCHW: Tensor, batch_size: int) -> tuple[Tensor, Tensor]:
-        record = self.record
-        _check_images(images_NCHW, (record.channels, record.height, record.width))
-        return _infer(self.network, images_NCHW, batch_size)
+        _check_images(images_NCHW, self.record.shape)
+        return _infer(self.network, images_NCHW, batch_size)[1].argmax(1)
 
 
 def train_extractor(
@@ -191,27 +185,25 @@ def train_extractor(
     num_classes: int,
     seed: int,
     *,
-    config: ExtractorConfig | None = None,
-    device: str | torch.device = "cpu",
-    progress: Callable[[int, int], None] | None = None,
-) -> tuple[State, float]:
+    config: ExtractorConfig = DEFAULT,
+    device: Device = "cpu",
+    progress: Progress | None = None,
+) -> tuple[dict[str, Tensor], float]:
     """Train on uint8 images and int64 labels in [0, num_classes); gives the weights and the held-in accuracy.
 
-    With `labels_N` None or a single class it learns quarter turns instead. The same inputs give the same bits on the
-    same kind of CPU: all random numbers come from `seed`, and the CPU part runs on one thread (on a GPU, repeatable as
-    far as cuDNN's deterministic kernels go). `progress` is told (steps done, steps in all). Raises UserError for fewer
-    than two images or wrong labels, TrainingError when the loss is not finite.
+    With `labels_N` None or a single class it learns quarter turns instead. The same inputs give the same bits on
+    one kind of CPU: all random numbers come from `seed`, and the CPU's part runs on one thread (on a GPU it is as
+    repeatable as cuDNN's deterministic kernels are). Raises UserError for fewer than two images or wrong labels,
+    TrainingError when the loss is not finite.
     """
-    config = config or ExtractorConfig()
     labels_N = _check_training_set(images_NCHW, labels_N, num_classes)
+    shown = slice(ACCURACY_IMAGES)
     with _repeatable(seed):
-        network = build(images_NCHW.shape[1:], num_outputs(labels_N, num_classes), config).to(device)
-        _fit(network, images_NCHW, labels_N, seed, config, progress or (lambda done, total: None))
-        shown = slice(ACCURACY_IMAGES)
+        num_outputs = NUM_TURNS if labels_N is None else num_classes
+        network = ExtractorNet(images_NCHW.shape[1:], num_outputs, config).to(device)
+        _fit(network, images_NCHW, labels_N, seed=seed, config=config, progress=progress)
         held_in = _accuracy(network, images_NCHW[shown], None if labels_N is None else labels_N[shown])
-    return {
-        name: tensor.detach().cpu().contiguous() for name, tensor in network.state_dict().items()
-    }, held_in
+    return {name: tensor.detach().cpu().contiguous() for name, tensor in network.state_dict().items()}, held_in
 
 
 def load_or_train(
@@ -219,36 +211,22 @@ def load_or_train(
     dataset: Dataset,
     read_split: ReadSplit,
     *,
-    config: ExtractorConfig | None = None,
-    device: str | torch.device = "cpu",
-    progress: Callable[[int, int], None] | None = None,
+    config: ExtractorConfig = DEFAULT,
+    device: Device = "cpu",
+    progress: Progress | None = None,
 ) -> Extractor:
     """The dataset's extractor: the stored one, or trained now and stored (`read_split` is asked only then).
 
-    Raises IntegrityError when the stored bytes are not those of its record, and what `train_extractor` raises.
+    Raises IntegrityError when the stored bytes are not those of its record; else as `train_extractor`.
     """
-    config = config or ExtractorConfig()
     spec = {"config": config.model_dump(mode="json"), "code": __version__, "dataset": dataset.id}
     ref = f"{dataset.ref}/extractors/{digest_of(spec)}"
     record = _find(store, ref)
     if record is None:
-        _train_and_store(store, dataset, ref, read_split, config, device, progress)
+        _train_and_store(store, dataset, ref, read_split, config=config, device=device, progress=progress)
         record = _find(store, ref)
         assert record is not None, "a record that was created is there"
     return _load(store, record, device)
-
-
-def build(
-    shape: torch.Size | tuple[int, int, int], num_outputs: int, config: ExtractorConfig
-) -> ExtractorNet:
-    """A network for images (C, H, W), with weights from torch's global generator."""
-    channels, height, width = shape
-    return ExtractorNet(channels, height, width, num_outputs, config)
-
-
-def num_outputs(labels_N: Tensor | None, num_classes: int) -> int:
-    """How many logits the network has: the classes, or the quarter turns where there are no labels."""
-    return NUM_TURNS if labels_N is None else num_classes
 
 
 # Training
@@ -258,49 +236,52 @@ def _fit(
     network: ExtractorNet,
     images_NCHW: Tensor,
     labels_N: Tensor | None,
+    *,
     seed: int,
     config: ExtractorConfig,
-    progress: Callable[[int, int], None],
+    progress: Progress | None,
 ) -> None:
-    num_images = len(images_NCHW)
-    batch = min(config.batch_images, num_images)
-    steps_per_epoch = num_images // batch  # the rest of a permutation waits for the next epoch
-    seen = min(max(config.epochs * num_images, config.min_images_seen), config.max_images_seen)
-    steps = max(seen // batch, 1)
+    device = next(network.parameters()).device
     random = torch.Generator().manual_seed(seed)
     optimizer = torch.optim.AdamW(network.parameters(), lr=config.lr, weight_decay=config.weight_decay)
-    device = next(network.parameters()).device
+    rows_of_steps = list(_rows_of_steps(len(images_NCHW), config, random))
     network.train()
-    order = torch.empty(0, dtype=torch.int64)
-    for step in range(steps):
-        place = step % steps_per_epoch
-        if place == 0:
-            order = torch.randperm(num_images, generator=random)
-        rows = order[place * batch : (place + 1) * batch]
+    for step, rows in enumerate(rows_of_steps):
         images = _shift(images_NCHW[rows], random).to(device).float() / 255
         if labels_N is None:
-            images, targets = _turn(
-                network.to_square(images), torch.randint(NUM_TURNS, (batch,), generator=random)
-            )
+            targets = torch.randint(NUM_TURNS, (len(rows),), generator=random)
+            images = _turn(network.to_square(images), targets)
         else:
             targets = labels_N[rows]
-        loss = F.cross_entropy(network(images)[1], targets.to(device))
+        loss = cross_entropy(network(images)[1], targets.to(device))
         optimizer.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]  # torch leaves it untyped
-        optimizer.param_groups[0]["lr"] = config.lr * _schedule(step / steps)
+        optimizer.param_groups[0]["lr"] = config.lr * _schedule(step / len(rows_of_steps))
         optimizer.step()
-        if (step + 1) % CHECK_EVERY_STEPS == 0 or step + 1 == steps:
+        if (step + 1) % CHECK_EVERY_STEPS == 0 or step + 1 == len(rows_of_steps):
             _check_loss(loss, step + 1)
-            progress(step + 1, steps)
+            if progress:
+                progress(step + 1, len(rows_of_steps))
+
+
+def _rows_of_steps(num_images: int, config: ExtractorConfig, random: torch.Generator) -> Iterator[Tensor]:
+    """Each step's rows: whole batches of one permutation after another; what is left of one is not used."""
+    batch = min(config.batch_images, num_images)
+    seen = min(max(config.epochs * num_images, config.min_images_seen), config.max_images_seen)
+    steps_left = max(seen // batch, 1)
+    while steps_left:
+        batches = torch.randperm(num_images, generator=random)[: num_images // batch * batch].reshape(-1, batch)
+        yield from batches[:steps_left]
+        steps_left -= min(len(batches), steps_left)
 
 
 def _schedule(done: float) -> float:
-    """The learning rate's factor: up over the first tenth of the training, flat, down to 0 over the last 70%."""
+    """The learning rate's factor: up over the first tenth, flat, down to 0 over the last seven tenths."""
     return min(1.0, 0.05 + done / 0.1, (1 - done) / 0.7)
 
 
 def _shift(images_BCHW: Tensor, random: torch.Generator) -> Tensor:
-    """Each image moved by its own whole pixels, up to a fourteenth of its size (1 at least); the edge is repeated."""
+    """Each image moved by whole pixels, up to a fourteenth of its size (1 at least); edges are repeated."""
     batch, _, height, width = images_BCHW.shape
     reach = max(1, min(height, width) // 14)
     offsets = torch.randint(-reach, reach + 1, (2, batch, 1), generator=random)
@@ -310,13 +291,13 @@ def _shift(images_BCHW: Tensor, random: torch.Generator) -> Tensor:
     return moved_BHWC.permute(0, 3, 1, 2)
 
 
-def _turn(images_BCHW: Tensor, turns_B: Tensor) -> tuple[Tensor, Tensor]:
-    """Square images, each rotated by its own number of quarter turns; gives the turns back as the targets."""
+def _turn(images_BCHW: Tensor, turns_B: Tensor) -> Tensor:
+    """Square images, each rotated by its own number of quarter turns."""
     turned = images_BCHW.clone()
     for turn in range(1, NUM_TURNS):
         chosen = (turns_B == turn).to(images_BCHW.device)
         turned[chosen] = torch.rot90(images_BCHW[chosen], turn, (2, 3))
-    return turned, turns_B
+    return turned
 
 
 def _infer(network: ExtractorNet, images_NCHW: Tensor, batch_size: int) -> tuple[Tensor, Tensor]:
@@ -325,7 +306,8 @@ def _infer(network: ExtractorNet, images_NCHW: Tensor, batch_size: int) -> tuple
     network.eval()
     features, logits = [], []
     with torch.inference_mode():
-        for images in images_NCHW.split(batch_size):
+        for start in range(0, len(images_NCHW), batch_size):
+            images = images_NCHW[start : start + batch_size]
             unit = images.to(device).float() / (255 if images.dtype == torch.uint8 else 1)
             features_BD, logits_BK = network(unit)
             features.append(features_BD.cpu())
@@ -334,17 +316,16 @@ def _infer(network: ExtractorNet, images_NCHW: Tensor, batch_size: int) -> tuple
 
 
 def _accuracy(network: ExtractorNet, images_NCHW: Tensor, labels_N: Tensor | None) -> float:
-    """The share of images whose class (or, without labels, each of whose four quarter turns) it reads rightly."""
+    """The share of images whose class it reads rightly; without labels, of their quarter turns."""
     if labels_N is not None:
-        read = _infer(network, images_NCHW, BATCH_IMAGES)[1].argmax(1)
-        return float((read == labels_N).double().mean())
-    right = 0
-    for images in images_NCHW.split(BATCH_IMAGES):
-        square = network.to_square(images.float() / 255)
-        for turn in range(NUM_TURNS):
-            logits_BK = _infer(network, torch.rot90(square, turn, (2, 3)), BATCH_IMAGES)[1]
-            right += int((logits_BK.argmax(1) == turn).sum())
-    return right / (NUM_TURNS * len(images_NCHW))
+        read_N = _infer(network, images_NCHW, BATCH_IMAGES)[1].argmax(1)
+        return float((read_N == labels_N).double().mean())
+    square_NCHW = network.to_square(images_NCHW.float() / 255)
+    shares = []
+    for turn in range(NUM_TURNS):
+        read_N = _infer(network, torch.rot90(square_NCHW, turn, (2, 3)), BATCH_IMAGES)[1].argmax(1)
+        shares.append(float((read_N == turn).double().mean()))
+    return sum(shares) / NUM_TURNS
 
 
 @contextlib.contextmanager
@@ -356,7 +337,8 @@ def _repeatable(seed: int) -> Iterator[None]:
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
-        with torch.random.fork_rng(), torch.backends.cudnn.flags(deterministic=True, benchmark=False):
+        deterministic = torch.backends.cudnn.flags(deterministic=True, benchmark=False)
+        with torch.random.fork_rng(devices=[]), deterministic:
             torch.manual_seed(seed)
             yield
     finally:
@@ -371,9 +353,10 @@ def _train_and_store(
     dataset: Dataset,
     ref: str,
     read_split: ReadSplit,
+    *,
     config: ExtractorConfig,
-    device: str | torch.device,
-    progress: Callable[[int, int], None] | None,
+    device: Device,
+    progress: Progress | None,
 ) -> None:
     """Train, write the weights, then the record. Where another worker was first, what it wrote stays."""
     num_classes = len(dataset.classes)
@@ -387,25 +370,26 @@ def _train_and_store(
         store.create(f"{ref}/{WEIGHTS}", data)
     except AlreadyExists:
         data = store.get(f"{ref}/{WEIGHTS}")  # the record states the bytes that are there, whoever wrote them
-    network = build(images.shape[1:], num_outputs(labels, num_classes), config).to(device)
+    num_outputs = NUM_TURNS if labels is None else num_classes
+    network = ExtractorNet(images.shape[1:], num_outputs, config).to(device)
     _fill(network, data, f"{store.uri}/{ref}/{WEIGHTS}")
     test_images, test_labels = read_split("test")
+    test_labels = None if labels is None else test_labels
+    channels, height, width = images.shape[1:]
     record = ExtractorRecord(
         code_version=__version__,
         id=ref.rpartition("/")[2],
         dataset=dataset.ref,
         task="rotations" if labels is None else "classes",
         config=config,
-        channels=images.shape[1],
-        height=images.shape[2],
-        width=images.shape[3],
-        num_outputs=num_outputs(labels, num_classes),
+        channels=channels,
+        height=height,
+        width=width,
+        num_outputs=num_outputs,
         num_train=len(images),
         num_test=len(test_images),
         train_accuracy=train_accuracy,
-        test_accuracy=_accuracy(network, test_images, None if labels is None else test_labels)
-        if len(test_images)
-        else None,
+        test_accuracy=_accuracy(network, test_images, test_labels) if len(test_images) else None,
         weights=file_entry(WEIGHTS, data),
     )
     with contextlib.suppress(AlreadyExists):
@@ -427,20 +411,19 @@ def _find(store: Store, ref: str) -> ExtractorRecord | None:
         ) from None
 
 
-def _load(store: Store, record: ExtractorRecord, device: str | torch.device) -> Extractor:
+def _load(store: Store, record: ExtractorRecord, device: Device) -> Extractor:
     key = f"{record.ref}/{WEIGHTS}"
     try:
         data = store.get(key)
     except NotFound:
         data = b""
-    if file_entry(WEIGHTS, data) != record.weights:
+    wanted = record.weights
+    if file_entry(WEIGHTS, data) != wanted:
         raise IntegrityError(
-            f"{store.uri}/{key}: expected {record.weights.bytes} bytes of SHA-256 {record.weights.sha256[:12]}..., got "
-            f"{len(data)} other ones; delete the folder {record.ref} and evaluate again"
+            f"{store.uri}/{key}: expected {wanted.bytes} bytes of SHA-256 {wanted.sha256[:12]}..., got {len(data)} "
+            f"other ones; delete the folder {record.ref} and evaluate again"
         )
-    network = build((record.channels, record.height, record.width), record.num_outputs, record.config).to(
-        device
-    )
+    network = ExtractorNet(record.shape, record.num_outputs, record.config).to(device)
     _fill(network, data, f"{store.uri}/{key}")
     return Extractor(record, network.eval().requires_grad_(False))
 
@@ -450,7 +433,7 @@ def _fill(network: ExtractorNet, data: bytes, where: str) -> None:
         network.load_state_dict(load_safetensors(data))
     except (SafetensorError, RuntimeError) as error:
         raise IntegrityError(
-            f"{where}: expected the weights of an extractor, got {str(error).splitlines()[-1].strip():.120}; "
+            f"{where}: expected an extractor's weights, got {str(error).splitlines()[-1].strip():.120}; "
             "delete its folder and evaluate again"
         ) from None
 
@@ -462,15 +445,15 @@ def _check_training_set(images_NCHW: Tensor, labels_N: Tensor | None, num_classe
     """The labels to train on, or None for quarter turns. Raises UserError."""
     if images_NCHW.ndim != 4 or images_NCHW.dtype != torch.uint8 or len(images_NCHW) < 2:
         raise UserError(
-            f"extractor: expected two or more uint8 training images (N, C, H, W), got "
-            f"{images_NCHW.dtype} {tuple(images_NCHW.shape)}; ingest more images"
+            f"extractor: expected two or more uint8 training images (N, C, H, W), got {images_NCHW.dtype} "
+            f"{tuple(images_NCHW.shape)}; ingest more images"
         )
     if labels_N is None or num_classes < 2:
         return None
     if labels_N.shape != (len(images_NCHW),) or labels_N.min() < 0 or labels_N.max() >= num_classes:
         raise UserError(
-            f"extractor: expected a label in [0, {num_classes}) for each of the {len(images_NCHW):,} images, got "
-            f"{len(labels_N):,} in [{int(labels_N.min())}, {int(labels_N.max())}]; ingest the dataset again"
+            f"extractor: expected a label in [0, {num_classes}) for each of the {len(images_NCHW):,} images, "
+            f"got {len(labels_N):,} in {_range(labels_N)}; ingest the dataset again"
         )
     return labels_N
 
@@ -483,20 +466,25 @@ def _check_images(images_NCHW: Tensor, shape: tuple[int, int, int]) -> None:
         )
     if images_NCHW.dtype == torch.uint8:
         return
-    if not images_NCHW.is_floating_point() or not bool(images_NCHW.isfinite().all()):
+    if not images_NCHW.is_floating_point():
+        raise UserError(f"extractor: expected uint8 images or floats in [0, 1], got {images_NCHW.dtype}; convert them")
+    bad = int((~images_NCHW.isfinite()).flatten(1).any(1).sum())
+    if bad:
         raise UserError(
-            "extractor: expected uint8 images or finite floats in [0, 1], got NaN, infinity or another type"
+            f"extractor: expected finite images, got NaN or infinity in {bad:,} of {len(images_NCHW):,}; "
+            "look at the network that made them"
         )
-    low, high = images_NCHW.aminmax()
-    if low < 0 or high > 1:
-        raise UserError(
-            f"extractor: expected floats in [0, 1], got [{float(low):.3g}, {float(high):.3g}]; divide by 255 or clamp"
-        )
+    if images_NCHW.min() < 0 or images_NCHW.max() > 1:
+        raise UserError(f"extractor: expected floats in [0, 1], got {_range(images_NCHW)}; divide by 255 or clamp them")
+
+
+def _range(x: Tensor) -> str:
+    return f"[{float(x.min()):.3g}, {float(x.max()):.3g}]" if x.numel() else "nothing"
 
 
 def _check_loss(loss: Tensor, step: int) -> None:
     if not bool(loss.isfinite()):
         raise TrainingError(
-            f"extractor: the loss is {float(loss)} at step {step}; its rate is too high for this dataset: lower `lr` of "
-            "ExtractorConfig"
+            f"extractor: expected a finite loss, got {float(loss.detach())} at step {step}; "
+            "lower `lr` of ExtractorConfig for this dataset"
         )

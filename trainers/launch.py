@@ -54,11 +54,6 @@ def train(store: Store, recipe: Recipe, model: str, dataset: Dataset, settings: 
 def train_here(task: Task, say: Say) -> None:
     """Train with one worker in this process."""
     cluster = task.recipe.cluster
-    if cluster.workers != 1 or cluster.engine != "torch":
-        raise RecipeError(
-            f"{task.recipe.at('cluster.launcher')}: cluster.launcher: local takes workers: 1 and engine: torch, got "
-            f"workers: {cluster.workers} and engine: {cluster.engine}; choose launcher: ray for more"
-        )
     device = torch.device(_device(cluster, torch.cuda.is_available()))
     torch.set_num_threads(cluster.threads_per_worker)
     loop.train(task, Place(0, 1, device), TorchEngine, say)
@@ -109,9 +104,7 @@ def _train_on_ray(task: Task, settings: Settings, say: Say) -> None:
             name=task.run_id,
             storage_path=storage_path,
             storage_filesystem=filesystem,
-            failure_config=ray_train.FailureConfig(
-                max_failures=cluster.max_failures, controller_failure_limit=3
-            ),
+            failure_config=ray_train.FailureConfig(max_failures=cluster.max_failures, controller_failure_limit=3),
         ),
     )
     try:
@@ -153,7 +146,7 @@ def _storage(store: Store, key: str) -> tuple[str, Any]:
         return f"{place.path}/{key}", None
     from pyarrow import fs
 
-    return f"{place.netloc}{place.path}/{key}", fs.S3FileSystem(**store.pyarrow_options())
+    return f"{place.netloc}{place.path}/{key}", fs.S3FileSystem(endpoint_override=Settings.from_environment().s3_endpoint)
 
 
 def _cause(error: BaseException) -> AtelierError:

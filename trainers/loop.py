@@ -24,9 +24,7 @@ from trainers.checkpoints import Checkpoint
 from trainers.engine import Engine
 from trainers.families import Adam, Batch, Model, Noise
 
-EMA_RAMP = (
-    0.05  # the half-life is at most this share of the images seen so far (Karras et al. 2022, section C)
-)
+EMA_RAMP = 0.05  # the half-life is at most this share of the images seen so far (Karras et al. 2022, section C)
 
 MakeEngine = Callable[[nn.Module, Adam], Engine]
 Say = Callable[[str], None]
@@ -75,9 +73,7 @@ class State:
             for name, network in self.model.networks.items()
         }
         self.networks = {name: engine.module for name, engine in self.engines.items()}
-        self.ema = {
-            name: t.detach().clone() for name, t in self.networks[self.model.sampler].state_dict().items()
-        }
+        self.ema = {name: t.detach().clone() for name, t in self.networks[self.model.sampler].state_dict().items()}
         self.metrics: list[dict[str, float]] = []
         self.step = 0
 
@@ -192,17 +188,13 @@ class Meter:
         for key, value in values.items():
             if not math.isfinite(value):
                 raise TrainingError(self._not_finite(key, value))
-        self.state.metrics.append(
-            {"step": self.state.step, **values}
-        )  # no times: a rerun logs the same bytes
+        self.state.metrics.append({"step": self.state.step, **values})  # no times: a rerun logs the same bytes
         if self.place.rank == 0:
             self._print(values, rate)
 
     def _print(self, values: dict[str, float], rate: float) -> None:
         spec, step = self.task.spec, self.state.step
-        losses = "  ".join(
-            f"{key.replace('/loss', '')} {value:.3f}" for key, value in values.items() if "/loss" in key
-        )
+        losses = "  ".join(f"{key.replace('/loss', '')} {value:.3f}" for key, value in values.items() if "/loss" in key)
         left = (spec.steps - step) * spec.batch_size / rate
         self.say(
             f"train {self.task.model} step {step:,}/{spec.steps:,}  {rate:,.0f} images/s  {losses}  {left:.0f} s left"

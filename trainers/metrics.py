@@ -24,7 +24,7 @@ from torch import Tensor
 
 from pipeline.errors import UserError
 
-BLOCK_BYTES = 32 * 2**20  # of one block of distances
+BLOCK_BYTES = 16 * 2**20  # of one block of distances
 CONFIDENCE = 0.95
 
 Interval = tuple[float, float]
@@ -95,9 +95,7 @@ def kernel_distance_interval(
     for resample in range(num_resamples):
         real_RN[resample, _half(len(real_ND), random)] = 1
         fake_RM[resample, _half(len(fake_MD), random)] = 1
-    return _around(
-        kernel_distance(real_ND, fake_MD), _kernel_distances(real_ND, fake_MD, real_RN, fake_RM), confidence
-    )
+    return _around(kernel_distance(real_ND, fake_MD), _kernel_distances(real_ND, fake_MD, real_RN, fake_RM), confidence)
 
 
 # Nearest neighbours
@@ -148,8 +146,8 @@ def label_agreement(predicted_M: Tensor, wanted_M: Tensor) -> Tensor:
     """1.0 where the class read from an image is the one asked for, else 0.0: (M,) float64; average it."""
     if predicted_M.shape != wanted_M.shape or predicted_M.ndim != 1 or not len(predicted_M):
         raise MetricInputError(
-            "label agreement: expected two equally long rows of classes, got "
-            f"{tuple(predicted_M.shape)} read and {tuple(wanted_M.shape)} asked for; read the class of every sample"
+            "label agreement: expected two equally long rows of classes, "
+            f"got {tuple(predicted_M.shape)} and {tuple(wanted_M.shape)}; read the class of every sample"
         )
     return (predicted_M == wanted_M).double()
 
@@ -160,15 +158,14 @@ def label_agreement(predicted_M: Tensor, wanted_M: Tensor) -> Tensor:
 def bootstrap_interval(
     per_image_values: Tensor, seed: int, *, num_resamples: int = 1_000, confidence: float = CONFIDENCE
 ) -> Interval:
-    """Percentile bootstrap interval (low, high) of the mean of per-image values (N,); needs 2 (Efron 1979).
+    """Percentile bootstrap interval (low, high) of the mean of per-image values (N,), 2 or more.
 
     It has no width where all values are equal: read a share of exactly 0 or 1 with the number of images in mind.
     """
     values_N = _finite("values", per_image_values.reshape(-1, 1), rows=2).flatten().cpu()
     random = torch.Generator().manual_seed(seed)
     means = [
-        values_N[torch.randint(len(values_N), (len(values_N),), generator=random)].mean()
-        for _ in range(num_resamples)
+        values_N[torch.randint(len(values_N), (len(values_N),), generator=random)].mean() for _ in range(num_resamples)
     ]
     tail = (1 - confidence) / 2
     low, high = torch.stack(means).quantile(torch.tensor([tail, 1 - tail], dtype=torch.float64)).tolist()
@@ -186,20 +183,17 @@ def half_sample_interval(
 ) -> Interval:
     """Interval (low, high) of `statistic(real, fake)` from halves of both sets, drawn without replacement.
 
-    The spread of a statistic over half samples, given the whole sample, is that of the whole sample's
-    statistic where it is smooth, and wider, so on the safe side, where it is degenerate (a distance of two
-    equal distributions): Politis & Romano 1994 with a subsample of n/2 and the finite-population correction,
-    which is then 1. Only the spread is taken: a half's own bias (about 1/N for the Frechet distance) is
-    removed by centring. Rows are dim 0; needs 4 of each. It calls `statistic` `num_resamples` + 1 times, on
-    half the rows.
+    The spread of a statistic over half samples, given the whole sample, is that of the whole sample's statistic
+    where it is smooth, and wider, so on the safe side, where it is degenerate (a distance of two equal distributions):
+    Politis & Romano 1994 with a subsample of n/2 and the finite-population correction, which is then 1. Only the
+    spread is taken: centring removes what a half has more of a bias such as the Frechet distance's. The interval is
+    for the figure at this number of images, its bias included. Rows are dim 0, 4 or more of each; `statistic` is
+    called `num_resamples` times on half of them.
     """
     _check_rows("real", real, 4)
     _check_rows("fake", fake, 4)
     random = torch.Generator().manual_seed(seed)
-    halves = [
-        statistic(real[_half(len(real), random)], fake[_half(len(fake), random)])
-        for _ in range(num_resamples)
-    ]
+    halves = [statistic(real[_half(len(real), random)], fake[_half(len(fake), random)]) for _ in range(num_resamples)]
     return _around(statistic(real, fake), torch.tensor(halves, dtype=torch.float64), confidence)
 
 
@@ -212,18 +206,15 @@ def _covariance_factor(centred_ND: Tensor) -> Tensor:
     if num_rows <= width:
         return centred_ND / math.sqrt(num_rows - 1)
     values_D, vectors_DD = torch.linalg.eigh(centred_ND.T @ centred_ND / (num_rows - 1))
-    return values_D.clamp(min=0).sqrt()[:, None] * vectors_DD.T
+    factor_DD: Tensor = values_D.clamp(min=0).sqrt()[:, None] * vectors_DD.T
+    return factor_DD
 
 
 def _kernel_distances(real_ND: Tensor, fake_MD: Tensor, real_RN: Tensor, fake_RM: Tensor) -> Tensor:
     """The kernel distance of each of R pairs of subsets, (R,); a subset is a row of zeros and ones."""
     cross_R = _kernel_sums(real_ND, fake_MD, real_RN, fake_RM)
     num_real_R, num_fake_R = real_RN.sum(1), fake_RM.sum(1)
-    return (
-        _mean_within(real_ND, real_RN)
-        + _mean_within(fake_MD, fake_RM)
-        - 2 * cross_R / (num_real_R * num_fake_R)
-    )
+    return _mean_within(real_ND, real_RN) + _mean_within(fake_MD, fake_RM) - 2 * cross_R / (num_real_R * num_fake_R)
 
 
 def _mean_within(x_ND: Tensor, subset_RN: Tensor) -> Tensor:
@@ -248,12 +239,13 @@ def _reach(points_ND: Tensor, k: int) -> Tensor:
     |x|^2 + |y|^2 - 2 x.y of two equal points is not exactly 0; without the room a duplicate would miss the
     ball of radius 0 that its twin has.
     """
-    reaches = []
+    # One result made beforehand: small ones kept from every block would pin the blocks' freed memory between them.
+    reach_N = torch.empty_like(points_ND[:, 0])
     for rows, squared_BN in _squared_distances(points_ND, points_ND):
         squared_BN.diagonal(rows.start).fill_(torch.inf)
-        reaches.append(squared_BN.topk(k, dim=1, largest=False).values[:, -1])
+        reach_N[rows] = squared_BN.topk(k, dim=1, largest=False).values[:, -1]
     room = 64 * torch.finfo(torch.float64).eps * points_ND.square().sum(1).max()
-    return torch.cat(reaches) + room
+    return reach_N + room
 
 
 def _squared_distances(x_ND: Tensor, y_MD: Tensor) -> Iterator[tuple[slice, Tensor]]:
@@ -332,14 +324,10 @@ def _finite(name: str, x_ND: Tensor, rows: int) -> Tensor:
 
 def _check_rows(name: str, x: Tensor, rows: int) -> None:
     if len(x) < rows:
-        raise MetricInputError(
-            f"expected {rows} rows of {name} or more, got {len(x)}; evaluate on more images"
-        )
+        raise MetricInputError(f"expected {rows} rows of {name} or more, got {len(x)}; evaluate on more images")
 
 
 def _checked_k(k: int) -> int:
     if k < 1:
-        raise MetricInputError(
-            f"expected a number of neighbours of 1 or more, got {k}; the papers use 3 and 5"
-        )
+        raise MetricInputError(f"expected a number of neighbours of 1 or more, got {k}; the papers use 3 and 5")
     return k

@@ -11,7 +11,7 @@ import numpy.typing as npt
 import torch
 
 from pipeline import __version__, pictures, plan, releases, shards
-from pipeline.artifacts import FileEntry, Release, Run, SampleSet, commit, file_entry, find, load, read_file
+from pipeline.artifacts import FileEntry, Release, Run, SampleSet, commit, file_entry, find, read_file
 from pipeline.errors import RecordError, UserError
 from pipeline.recipe import Recipe
 from pipeline.store import Store
@@ -38,9 +38,7 @@ def open_sampler(store: Store, record: Run | Release, device: torch.device) -> S
             f"{store.uri}/{record.ref}: expected {export.CONFIG} and {export.WEIGHTS}, got {sorted(files)}"
         )
     config = read_file(store, record, files[export.CONFIG])
-    return export.load(
-        config, read_file(store, record, files[export.WEIGHTS]), device, f"{store.uri}/{record.ref}"
-    )
+    return export.load(config, read_file(store, record, files[export.WEIGHTS]), device, f"{store.uri}/{record.ref}")
 
 
 def classes_for(sampler: Sampler, count: int) -> list[int]:
@@ -80,15 +78,11 @@ def sample_run(store: Store, run: Run, count: int, seed: int) -> SampleSet:
     for name, data in files.items():
         store.put(f"samples/{wanted}/{name}", data)
         entries.append(file_entry(name, data))
-    record = SampleSet(
-        code_version=__version__, id=wanted, run=run.ref, count=count, seed=seed, files=tuple(entries)
-    )
+    record = SampleSet(code_version=__version__, id=wanted, run=run.ref, count=count, seed=seed, files=tuple(entries))
     return commit(store, record)
 
 
-def picture(
-    store: Store, target: str, count: int, seed: int, class_name: str | None
-) -> tuple[bytes, Release]:
+def picture(store: Store, target: str, count: int, seed: int, class_name: str | None) -> tuple[bytes, Release]:
     """A PNG grid of new images from a release named by `NAME@ALIAS`, and that release. Raises UserError."""
     release = releases.resolve(store, target)
     sampler = open_sampler(store, release, torch.device("cpu"))

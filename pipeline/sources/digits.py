@@ -45,7 +45,5 @@ def _bundled_file() -> Path:
     spec = find_spec("sklearn")
     file = Path(spec.origin).parent / "datasets" / "data" / "digits.csv.gz" if spec and spec.origin else None
     if file is None or not file.is_file():
-        raise SourceError(
-            "expected scikit-learn with its bundled digits, found none; install scikit-learn>=1.8"
-        )
+        raise SourceError("expected scikit-learn with its bundled digits, found none; install scikit-learn>=1.8")
     return file

@@ -6,6 +6,7 @@ counted. Symbolic links are followed only to files inside the folder.
 
 import hashlib
 import os
+import stat
 from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -17,8 +18,9 @@ from pydantic import Field, field_validator
 
 from pipeline.artifacts import Rejected
 from pipeline.errors import NotFound, SourceError, UserError
+from pipeline.objects import Entry, check_key
 from pipeline.sources import Item, SourceBase
-from pipeline.store import Entry, check_key, open_store
+from pipeline.store import open_store
 
 EXTENSIONS = ("png", "jpg", "jpeg", "webp", "bmp", "gif", "tif", "tiff")
 MAX_FILE_BYTES = 256 << 20
@@ -118,9 +120,7 @@ def _look_at_object(entry: Entry) -> _File | Rejected:
     try:
         check_key(entry.key)
     except UserError:
-        return Rejected(
-            name=_text(entry.key), reason="its key holds characters or parts that no file can have"
-        )
+        return Rejected(name=_text(entry.key), reason="its key holds characters or parts that no file can have")
     return _File(entry.key, entry.key, entry.bytes, entry.etag)
 
 
@@ -145,11 +145,17 @@ def _list_local(path: str) -> _Found:
 
 def _look_at(path: Path, root: Path, inside: Path) -> _File | Rejected:
     name = _name(path, root)
-    if not path.resolve().is_relative_to(inside):
-        return Rejected(name=name, reason="a link out of the folder")
-    if not path.is_file():  # opening a named pipe would wait for ever
-        return Rejected(name=name, reason="not a regular file")
-    return _File(name, str(path), path.stat().st_size, "")
+    try:
+        found = path.lstat()
+        if stat.S_ISLNK(found.st_mode):
+            if not path.resolve().is_relative_to(inside):
+                return Rejected(name=name, reason="a link out of the folder")
+            found = path.stat()
+        if not stat.S_ISREG(found.st_mode):  # opening a named pipe would wait for ever
+            return Rejected(name=name, reason="not a regular file")
+        return _File(name, str(path), found.st_size, "")
+    except OSError as error:
+        return Rejected(name=name, reason=f"cannot be read: {error.strerror}")
 
 
 def _judge(entry: _File | Rejected, classes: set[str]) -> _File | Rejected:
@@ -211,8 +217,9 @@ def _name(path: Path, root: Path) -> str:
 
 
 def _text(name: str) -> str:
-    """The name as valid Unicode: a record is JSON in UTF-8, and a file's name may be any bytes."""
-    return os.fsencode(name).decode("utf-8", "backslashreplace")
+    """The name as one line of valid Unicode: a record is JSON in UTF-8, and a file's name may be any bytes."""
+    text = os.fsencode(name).decode("utf-8", "backslashreplace")
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
 def _refuse(error: OSError) -> None:

@@ -81,9 +81,7 @@ class Source(SourceBase):
         file = self._labels(part)
         num_labels, num_images = _shape(file, 1)[0], _shape(self._images(part), 3)[0]
         if num_labels != num_images:
-            raise SourceError(
-                f"{file}: expected a label for each of the {num_images} images, got {num_labels}"
-            )
+            raise SourceError(f"{file}: expected a label for each of the {num_images} images, got {num_labels}")
         return b"".join(block.tobytes() for block in _blocks(file, 1))
 
 
@@ -140,18 +138,14 @@ def _check_size(file: Path, head_bytes: int, shape: tuple[int, ...]) -> None:
     if not math.prod(shape):
         raise SourceError(f"{file}: expected images, got a header that states {stated}")
     if num_bytes > MAX_FILE_BYTES:
-        raise SourceError(
-            f"{file}: expected at most {MAX_FILE_BYTES:,} bytes, got a header that states {stated}"
-        )
+        raise SourceError(f"{file}: expected at most {MAX_FILE_BYTES:,} bytes, got a header that states {stated}")
     if packed and num_bytes > MAX_EXPANSION * file_bytes + FREE_EXPANSION_BYTES:
         raise SourceError(
             f"{file}: expected gzip to save at most a factor of {MAX_EXPANSION}, got {file_bytes:,} bytes "
             f"that state {num_bytes:,}: a decompression bomb?"
         )
     if not packed and num_bytes != file_bytes:
-        raise SourceError(
-            f"{file}: expected {num_bytes:,} bytes for {stated}, got {file_bytes:,}; fetch it again"
-        )
+        raise SourceError(f"{file}: expected {num_bytes:,} bytes for {stated}, got {file_bytes:,}; fetch it again")
 
 
 def _blocks(file: Path, num_dimensions: int) -> Iterator["NDArray[np.uint8]"]:
@@ -171,6 +165,4 @@ def _blocks(file: Path, num_dimensions: int) -> Iterator["NDArray[np.uint8]"]:
         except (OSError, EOFError, zlib.error) as error:
             raise SourceError(f"{file}: expected a whole IDX file, got {error}; fetch it again") from None
         if trailing:
-            raise SourceError(
-                f"{file}: expected the end after {count:,} entries, got more bytes; fetch it again"
-            )
+            raise SourceError(f"{file}: expected the end after {count:,} entries, got more bytes; fetch it again")

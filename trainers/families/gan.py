@@ -2,8 +2,8 @@
 
 Two networks and two phases a step: the discriminator, with exact zero-centred gradient penalties on real (R1)
 and generated (R2) images, then the generator. `relativistic` is the loss of R3GAN (Huang et al. 2024), whose
-habits the networks follow: no normalisation layers, no tanh, Adam with beta1 0. The discriminator meets the class
-by projection (Miyato & Koyama 2018), the generator beside its latent.
+habits the networks follow: no normalisation layers, no tanh, Adam with beta1 0. The discriminator meets the
+class by projection (Miyato & Koyama 2018), the generator beside its latent.
 
 The networks see images in [-1, 1].
 Shape legend: B images, C channels, H height, W width, Z latent size, F features.
@@ -32,7 +32,7 @@ class Preset:
     smallest: int  # images are halved while they stay at least this large
 
 
-PRESETS = {"tiny": Preset(widths=(32, 64), hidden=256, smallest=4)}
+PRESETS = {"tiny": Preset(widths=(16, 32), hidden=256, smallest=4)}
 
 
 class Config(FamilyConfig):
@@ -67,6 +67,16 @@ def generator_loss(kind: str, real_B: Tensor, fake_B: Tensor) -> Tensor:
     return functional.softplus(-fake_B).mean()
 
 
+def accuracies(kind: str, real_B: Tensor, fake_B: Tensor) -> dict[str, Tensor]:
+    """Shares of logits on the right side: of 0, or (`relativistic`, where 0 means nothing) of their partner's."""
+    if kind == "relativistic":
+        return {"pair_accuracy": (real_B > fake_B).float().mean()}
+    return {
+        "real_accuracy": (real_B > 0).float().mean(),
+        "fake_accuracy": (fake_B < 0).float().mean(),
+    }
+
+
 def gradient_penalty(logits_B: Tensor, images_BCHW: Tensor) -> Tensor:
     """Mean over images of ||d logit / d image||^2, differentiable (R1 of Mescheder et al. 2018): a scalar.
 
@@ -93,9 +103,9 @@ class Generator(nn.Module):
         preset = PRESETS[config.preset]
         widths, grid = pyramid(preset, shape)
         self.grid = (widths[-1], *grid)
-        self.num_classes = shape.num_classes
+        self.first = nn.Linear(config.latent_size, preset.hidden)
+        self.classes = nn.Embedding(shape.num_classes, preset.hidden) if shape.num_classes else None
         self.dense = nn.Sequential(
-            nn.Linear(config.latent_size + shape.num_classes, preset.hidden),
             nn.LeakyReLU(0.2),
             nn.Linear(preset.hidden, preset.hidden),
             nn.LeakyReLU(0.2),
@@ -107,9 +117,10 @@ class Generator(nn.Module):
 
     def forward(self, z_BZ: Tensor, labels_B: Tensor) -> Tensor:
         """Images (B, C, H, W), about [-1, 1]."""
-        if self.num_classes:
-            z_BZ = torch.cat([z_BZ, functional.one_hot(labels_B, self.num_classes).to(z_BZ.dtype)], 1)
-        images_BCHW: Tensor = self.up(self.dense(z_BZ).unflatten(1, self.grid))
+        hidden_BF = self.first(z_BZ)
+        if self.classes is not None:
+            hidden_BF = hidden_BF + self.classes(labels_B)
+        images_BCHW: Tensor = self.up(self.dense(hidden_BF).unflatten(1, self.grid))
         return images_BCHW
 
 
@@ -129,7 +140,8 @@ class Discriminator(nn.Module):
             nn.Linear(preset.hidden, preset.hidden),
             nn.LeakyReLU(0.2),
         )
-        self.logit = nn.Linear(preset.hidden, 1)
+        # The relativistic loss sees differences of logits only: a bias would drift.
+        self.logit = nn.Linear(preset.hidden, 1, bias=config.loss != "relativistic")
         self.classes = nn.Linear(preset.hidden, shape.num_classes, bias=False) if shape.num_classes else None
 
     def forward(self, images_BCHW: Tensor, labels_B: Tensor) -> Tensor:
@@ -175,12 +187,7 @@ class GanModel(Model):
         real_B, fake_B = discriminator(real_BCHW, batch.labels_B), discriminator(fake_BCHW, batch.labels_B)
 
         loss = discriminator_loss(self.config.loss, real_B, fake_B)
-        metrics = {
-            "adversarial": loss.detach(),
-            "real_accuracy": (real_B > 0).float().mean(),
-            "fake_accuracy": (fake_B < 0).float().mean(),
-            "pair_accuracy": (real_B > fake_B).float().mean(),
-        }
+        metrics = {"adversarial": loss.detach(), **accuracies(self.config.loss, real_B, fake_B)}
         for name, logits_B, images_BCHW in (("r1", real_B, real_BCHW), ("r2", fake_B, fake_BCHW)):
             if penalties[name] > 0:
                 penalty = gradient_penalty(logits_B, images_BCHW)

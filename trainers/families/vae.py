@@ -1,7 +1,7 @@
 """The variational autoencoder (Kingma & Welling 2014), conditional where images carry labels.
 
 One network with an encoder q(z|x, y) and a decoder p(x|z, y) (Sohn et al. 2015: both see the class); one phase,
-which minimises the negative ELBO, distortion + beta * rate (Higgins et al. 2017; beta 1 is the ELBO itself).
+which minimises the negative ELBO, distortion + beta * rate (Higgins et al. 2017; beta 1 is the ELBO).
 
 Shape legend: B images, C channels, H height, W width, Z latent size, F features.
 """
@@ -31,7 +31,7 @@ class Preset:
     smallest: int  # images are halved while they stay at least this large
 
 
-PRESETS = {"tiny": Preset(widths=(32, 64), hidden=512, smallest=4)}
+PRESETS = {"tiny": Preset(widths=(16, 32), hidden=512, smallest=4)}
 
 
 class Config(FamilyConfig):
@@ -61,17 +61,35 @@ def bernoulli_distortion(logits_BCHW: Tensor, images_BCHW: Tensor) -> Tensor:
     Linear in the pixel, so for a grey image this is its mean over images binarised at random with the pixels
     as probabilities (the 'dynamic binarisation' of Burda et al. 2016).
     """
-    return (
-        functional.binary_cross_entropy_with_logits(logits_BCHW, images_BCHW, reduction="none")
-        .flatten(1)
-        .sum(1)
-    )
+    return functional.binary_cross_entropy_with_logits(logits_BCHW, images_BCHW, reduction="none").flatten(1).sum(1)
 
 
 def gaussian_distortion(mean_BCHW: Tensor, images_BCHW: Tensor, log_scale: Tensor) -> Tensor:
     """-log N(x; mean, scale^2) in nats, (B,); of a density, so it may be negative (Rybkin et al. 2021)."""
     squared = ((images_BCHW - mean_BCHW) / log_scale.exp()) ** 2
     return (0.5 * (squared + LOG_2_PI) + log_scale).flatten(1).sum(1)
+
+
+class Dense(nn.Module):
+    """Two hidden layers; the class enters the first as an embedding that weighs as much as all other inputs.
+
+    (A one-hot vector beside the inputs was drowned by them: the class then went through z, and half of the
+    conditional samples were of another class.)
+    """
+
+    def __init__(self, inputs: int, hidden: int, outputs: int, num_classes: int) -> None:
+        super().__init__()
+        self.first = nn.Linear(inputs, hidden)
+        self.classes = nn.Embedding(num_classes, hidden) if num_classes else None
+        self.rest = nn.Sequential(nn.SiLU(), nn.Linear(hidden, hidden), nn.SiLU(), nn.Linear(hidden, outputs))
+
+    def forward(self, x_BF: Tensor, labels_B: Tensor) -> Tensor:
+        """Outputs (B, F')."""
+        hidden_BF = self.first(x_BF)
+        if self.classes is not None:
+            hidden_BF = hidden_BF + self.classes(labels_B)
+        outputs_BF: Tensor = self.rest(hidden_BF)
+        return outputs_BF
 
 
 class Vae(nn.Module):
@@ -81,7 +99,6 @@ class Vae(nn.Module):
         super().__init__()
         preset = PRESETS[config.preset]
         self.likelihood = config.likelihood
-        self.num_classes = shape.num_classes
         widths, grid = [shape.channels], [shape.height, shape.width]
         while min(grid) >= 2 * preset.smallest and not any(side % 2 for side in grid):
             grid = [side // 2 for side in grid]
@@ -94,43 +111,24 @@ class Vae(nn.Module):
             self.down.extend([nn.Conv2d(before, after, 4, stride=2, padding=1), nn.SiLU()])
         for before, after in itertools.pairwise(reversed(widths)):
             self.up.extend([nn.SiLU(), nn.ConvTranspose2d(before, after, 4, stride=2, padding=1)])
-        features, hidden = math.prod(self.grid), preset.hidden
-        self.encoder = nn.Sequential(
-            nn.Linear(features + shape.num_classes, hidden),
-            nn.SiLU(),
-            nn.Linear(hidden, hidden),
-            nn.SiLU(),
-            nn.Linear(hidden, 2 * config.latent_size),
-        )
-        self.decoder = nn.Sequential(
-            nn.Linear(config.latent_size + shape.num_classes, hidden),
-            nn.SiLU(),
-            nn.Linear(hidden, hidden),
-            nn.SiLU(),
-            nn.Linear(hidden, features),
-        )
+        features = math.prod(self.grid)
+        self.encoder = Dense(features, preset.hidden, 2 * config.latent_size, shape.num_classes)
+        self.decoder = Dense(config.latent_size, preset.hidden, features, shape.num_classes)
         log_scale = torch.tensor(math.log(config.scale))
         if config.likelihood == "gaussian" and config.learn_scale:
             self.log_scale = nn.Parameter(log_scale)
         else:
             self.register_buffer("log_scale", log_scale)
 
-    def _with_class(self, features_BF: Tensor, labels_B: Tensor) -> Tensor:
-        if not self.num_classes:
-            return features_BF
-        return torch.cat(
-            [features_BF, functional.one_hot(labels_B, self.num_classes).to(features_BF.dtype)], 1
-        )
-
     def encode(self, images_BCHW: Tensor, labels_B: Tensor) -> tuple[Tensor, Tensor]:
         """Mean and log variance of q(z|x, y), (B, Z) each, for images in [0, 1]."""
         features_BF = self.down(2 * images_BCHW - 1).flatten(1)
-        mean_BZ, log_variance_BZ = self.encoder(self._with_class(features_BF, labels_B)).chunk(2, dim=1)
+        mean_BZ, log_variance_BZ = self.encoder(features_BF, labels_B).chunk(2, dim=1)
         return mean_BZ, log_variance_BZ
 
     def decode(self, z_BZ: Tensor, labels_B: Tensor) -> Tensor:
         """What parametrises p(x|z, y), (B, C, H, W): logits (Bernoulli) or means (Gaussian)."""
-        features_BF = self.decoder(self._with_class(z_BZ, labels_B))
+        features_BF = self.decoder(z_BZ, labels_B)
         images_BCHW: Tensor = self.up(features_BF.unflatten(1, self.grid))
         return images_BCHW
 

@@ -1,0 +1,37 @@
+# make demo | test | up | down | lint | clean. The first target that needs it makes .venv.
+
+PYTHON ?= python3
+# The torch build: GPU users name theirs, such as TORCH='torch==2.13.0+cu130' or a wheel's path.
+TORCH ?= torch==2.13.0
+BIN := .venv/bin
+
+.PHONY: demo test test-quick lint up down clean
+
+demo: .venv/done
+	$(BIN)/atelier run digits --airflow
+
+up: .venv/done
+	$(BIN)/atelier up
+
+down: .venv/done
+	$(BIN)/atelier down
+
+test: lint
+	$(BIN)/pytest
+
+test-quick: lint
+	$(BIN)/pytest -m "not stack"
+
+lint: .venv/done
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+.venv/done: pyproject.toml constraints.txt
+	$(PYTHON) -m venv .venv
+	$(BIN)/pip install --quiet --constraint constraints.txt "$(TORCH)" --editable ".[airflow,train,dev]"
+	touch $@
+
+clean: down
+	rm -rf .atelier .venv

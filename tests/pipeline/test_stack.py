@@ -1,0 +1,177 @@
+"""`up` and `down`, with a real store and a real Ray head (Airflow: tests/dags)."""
+
+import os
+import signal
+import socket
+import stat
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import httpx
+import psutil
+import pytest
+
+from pipeline import servers, stack, weed
+from pipeline.errors import StackError, UserError
+from pipeline.jobs import JobsClient, entrypoint_of
+from pipeline.processes import Server, process_of
+from pipeline.store import open_store
+
+pytestmark = pytest.mark.stack
+
+
+@pytest.fixture
+def home(tmp_path: Path) -> Iterator[Path]:
+    """A home, and afterwards none of its processes."""
+    yield tmp_path / "home"
+    stack.down(tmp_path / "home")
+
+
+def everyone() -> set[psutil.Process]:
+    """The machine's processes that look like a stack's."""
+    words = ("ray", "weed", "airflow")
+    return {
+        process
+        for process in psutil.process_iter(["cmdline"])
+        if any(word in " ".join(process.info["cmdline"] or []).lower() for word in words)
+    }
+
+
+def of_home(home: Path, stack_state: stack.StackState) -> list[str]:
+    """What still runs of a stack: by its home, its Ray folder, or its mark."""
+    assert stack_state.ray is not None
+    marks = (str(home), str(stack_state.ray.folder))
+    found = []
+    for process in psutil.process_iter():
+        try:
+            words = " ".join([*process.cmdline(), process.cwd(), *process.environ().values()])
+        except psutil.Error:
+            continue
+        if process.pid != os.getpid() and (any(mark in words for mark in marks) or stack_state.mark in words):
+            found.append(f"{process.pid} {words[:200]}")
+    return found
+
+
+def test_up_and_down_leave_nothing_behind_not_even_jobs(home: Path) -> None:
+    lines: list[str] = []
+    before = everyone()
+    up = stack.up(home, airflow=False, say=lines.append)
+    assert up.ray is not None
+    assert lines == ["starting the store", "waiting for Ray"]
+    assert stat.S_IMODE(up.file.stat().st_mode) == stat.S_IMODE(up.token_file.stat().st_mode) == 0o600
+    with JobsClient(up.ray.dashboard, up.ray.token) as client:
+        script = "trap '' INT TERM; sleep 300 & sleep 300"
+        job = client.submit_or_attach(
+            "stubborn", entrypoint_of(["bash", "-c", script], 600), environment={}, metadata={}
+        )
+        while not (found := client.find(job.id)) or found.status != "RUNNING":
+            time.sleep(0.1)
+    assert of_home(home, up)
+    assert stack.down(home)
+    assert of_home(home, up) == []
+    assert not {process for process in everyone() - before if process.is_running() and process.ppid() == 1}
+    assert not up.ray.folder.exists() and not up.file.exists()
+    assert not stack.down(home)
+
+
+def test_a_second_up_says_that_it_is_up(home: Path) -> None:
+    first = stack.up(home, airflow=False)
+    lines: list[str] = []
+    assert stack.up(home, airflow=False, say=lines.append) == first
+    assert lines == ["the stack is up already"]
+    assert stack.is_up(first)
+
+
+def test_a_store_that_runs_already_is_used_and_data_outlive_the_stack(
+    home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with weed.running(home) as earlier:
+        up = stack.up(home, airflow=False)
+        assert up.environment()["AWS_ENDPOINT_URL_S3"] == earlier.endpoint
+    for name, value in up.environment().items():
+        monkeypatch.setenv(name, value)
+    open_store(weed.STORE_URI).put("kept", b"bytes")
+    stack.down(home)
+    with weed.running(home) as later:
+        monkeypatch.setenv("AWS_ENDPOINT_URL_S3", later.endpoint)
+        assert open_store(weed.STORE_URI).get("kept") == b"bytes"
+
+
+def test_a_stack_that_lost_a_server_is_started_anew(home: Path) -> None:
+    first = stack.up(home, airflow=False)
+    os.kill(first.servers[0].pid, signal.SIGKILL)
+    while process_of(first.servers[0]):
+        time.sleep(0.05)
+    assert not stack.is_up(first)
+    second = stack.up(home, airflow=False)
+    assert stack.is_up(second)
+    assert first.ray is not None and not first.ray.folder.exists()
+    assert [line for line in of_home(home, first) if first.mark in line] == []
+
+
+def test_a_state_from_before_a_reboot_is_no_state_and_kills_nobody(home: Path) -> None:
+    home.mkdir()
+    bystander = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
+    try:
+        server = Server(name="ray", pid=bystander.pid, created=psutil.boot_time() - 1000, log=home / "log")
+        old = stack.StackState(home=home, mark="m", boot_time=psutil.boot_time() - 1000, ready=True, servers=(server,))
+        for state in (old, old.model_copy(update={"boot_time": psutil.boot_time()})):  # the pid alone is reused, too
+            servers.write_private(home / "stack.json", state.model_dump_json())
+            stack.down(home)
+            assert bystander.poll() is None
+            assert not (home / "stack.json").exists()
+    finally:
+        bystander.kill()
+        bystander.wait()
+
+
+def test_a_server_that_ends_at_its_start_is_one_line_and_nothing_stays(
+    home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(servers, "OBJECT_STORE_BYTES", 1)  # Ray refuses so little
+    with pytest.raises(StackError, match=r"^ray ended at its start: .*ValueError.*; its log is .*ray\.log$"):
+        stack.up(home, airflow=False)
+    assert stack.state(home) is None
+    assert weed.find(home) is None
+
+
+def test_a_port_in_use_is_the_users_mistake(home: Path) -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        with pytest.raises(UserError, match=f"port {port}: expected a free port, it is in use"):
+            stack.up(home, airflow=False, ray_port=port)
+    assert weed.find(home) is None
+
+
+def test_an_asked_port_is_used_and_two_stacks_stand_side_by_side(home: Path, tmp_path: Path) -> None:
+    port = servers.Ports(None, None).free()
+    one = stack.up(home, airflow=False, ray_port=port)
+    other_home = tmp_path / "other"
+    try:
+        other = stack.up(other_home, airflow=False)
+        for up in (one, other):
+            assert up.ray is not None
+            header = {"Authorization": f"Bearer {up.ray.token}"}
+            assert httpx.get(f"{up.ray.dashboard}/api/jobs/", headers=header).json() == []
+        assert one.ray is not None and one.ray.dashboard.endswith(f":{port}")
+        stack.down(other_home)
+        assert stack.is_up(one)
+    finally:
+        stack.down(other_home)
+
+
+def test_a_home_that_is_a_file_is_the_users_mistake(tmp_path: Path) -> None:
+    (tmp_path / "home").write_text("")
+    with pytest.raises(UserError, match="expected a folder that you may write to"):
+        stack.up(tmp_path / "home")
+
+
+def test_a_state_of_another_version_says_what_to_do(tmp_path: Path) -> None:
+    (tmp_path / "stack.json").write_text('{"version": 9}')
+    with pytest.raises(StackError, match="expected the state of a stack"):
+        stack.state(tmp_path)

@@ -1,0 +1,120 @@
+"""Ray Train and DeepSpeed on a real Ray cluster of this process: the run of several workers, and its recovery."""
+
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+import torch
+from safetensors.torch import load as load_safetensors
+
+from pipeline.artifacts import Run
+from pipeline.ingest import ingest
+from pipeline.settings import Settings
+from pipeline.store import Store, open_store
+from tests.trainers.conftest import Digits, small_recipe
+from trainers import launch
+
+ON_RAY = (
+    "cluster.launcher=ray",
+    "cluster.engine=deepspeed",
+    "cluster.workers=2",
+    "cluster.zero=1",
+    "cluster.cpus_per_worker=0.5",
+)
+
+pytestmark = pytest.mark.stack
+
+
+def train(store_uri: str, overrides: list[str]) -> subprocess.Popen[str]:
+    """Train in a process of its own, so that its Ray cluster ends with it."""
+    code = (
+        "import sys\n"
+        "from pipeline.settings import Settings\n"
+        "from pipeline.store import open_store\n"
+        "from pipeline.ingest import find_dataset\n"
+        "from pipeline.errors import AtelierError\n"
+        "from tests.trainers.conftest import small_recipe\n"
+        "from trainers import launch\n"
+        "store, recipe = open_store(sys.argv[1]), small_recipe(*sys.argv[2:])\n"
+        "dataset = find_dataset(store, recipe)\n"
+        "try: run = launch.train(store, recipe, 'gan', dataset, Settings.from_environment(), lambda l: print(l, flush=True))\n"
+        "except AtelierError as error: sys.exit(f'{type(error).__name__}: {error}')\n"
+        "print(run.ref)\n"
+    )
+    return subprocess.Popen(
+        [sys.executable, "-c", code, store_uri, *overrides], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+
+
+def finished(process: subprocess.Popen[str]) -> str:
+    out, err = process.communicate(timeout=300)
+    assert process.returncode == 0, err[-3000:]
+    return out
+
+
+def weights_of(store: Store, out: str) -> bytes:
+    return store.get(f"{out.splitlines()[-1]}/model.safetensors")
+
+
+def test_two_deepspeed_workers_train_what_one_torch_worker_trains(s3_uri: str) -> None:
+    store = open_store(s3_uri)
+    ingest(store, small_recipe())
+    on_ray = finished(train(s3_uri, list(ON_RAY)))
+    assert "train gan step 12/12" in on_ray
+    found = load_safetensors(weights_of(store, on_ray))
+    alone = open_store(f"{s3_uri}/alone")
+    recipe = small_recipe()
+    run = launch.train(alone, recipe, "gan", ingest(alone, recipe), Settings.from_environment(), print)
+    for name, tensor in load_safetensors(alone.get(f"{run.ref}/model.safetensors")).items():
+        torch.testing.assert_close(found[name], tensor, rtol=1e-4, atol=1e-5, msg=name)
+
+
+def test_a_killed_worker_ends_with_the_weights_of_an_undisturbed_run(tmp_path: Path) -> None:
+    longer = [*ON_RAY, "models.gan.steps=600", "models.gan.checkpoint_every_steps=100"]
+    results = {}
+    for name in ("straight", "killed"):
+        uri = f"file://{tmp_path}/{name}"
+        ingest(open_store(uri), small_recipe())
+        process = train(uri, longer)
+        if name == "killed":
+            kill_a_worker(process, open_store(uri))
+        results[name] = finished(process)
+    assert "resumed at step" in results["killed"] and "resumed at step" not in results["straight"]
+    weights = {name: weights_of(open_store(f"file://{tmp_path}/{name}"), out) for name, out in results.items()}
+    assert weights["straight"] == weights["killed"]
+
+
+def kill_a_worker(process: subprocess.Popen[str], store: Store) -> None:
+    """Kill -9 one training worker of the process's Ray cluster once a checkpoint is committed."""
+    deadline = time.monotonic() + 200
+    while not any(entry.key.endswith("checkpoint.json") for entry in store.list("runs/")):
+        assert time.monotonic() < deadline and process.poll() is None
+        time.sleep(0.05)
+    workers = [child for child in psutil.Process(process.pid).children(recursive=True) if "RayTrainWorker" in child.name()]
+    workers = workers or [
+        found for found in psutil.process_iter() if "RayTrainWorker" in " ".join(found.cmdline()) and process.pid in _parents(found)
+    ]
+    assert workers
+    workers[0].send_signal(signal.SIGKILL)
+
+
+def _parents(process: psutil.Process) -> list[int]:
+    return [parent.pid for parent in process.parents()]
+
+
+def test_more_workers_than_the_machine_has_cpus_is_the_users_mistake(digits: Digits) -> None:
+    process = train(digits.store.uri, ["cluster.launcher=ray", "cluster.engine=torch", "cluster.workers=512"])
+    _, err = process.communicate(timeout=120)
+    assert "RecipeError: cluster: expected at most" in err and "got workers 512" in err
+
+
+def test_a_finished_run_is_not_trained_again(digits: Digits) -> None:
+    recipe = small_recipe("models.gan.seed=5")
+    first = launch.train(digits.store, recipe, "gan", digits.dataset, Settings.from_environment(), print)
+    said: list[str] = []
+    again = launch.train(digits.store, recipe, "gan", digits.dataset, Settings.from_environment(), said.append)
+    assert again == first and said == [] and isinstance(again, Run)
