@@ -215,7 +215,7 @@ class Alias(Strict):
 
 
 AnyRecord = Dataset | Run | Evaluation | SampleSet | Release
-RecordT = TypeVar("RecordT", Dataset, Run, Evaluation, SampleSet, Release)
+RecordT = TypeVar("RecordT", bound=Record)
 # The root is as long as can be: it may itself lie in a folder called `datasets` or `runs`.
 _RECORD_URI = re.compile(
     r"(?P<root>(?:s3|file)://.+)/(?P<ref>(?:datasets|releases)/[^/]+/[^/]+|(?:runs|evaluations|samples)/[^/]+)"
@@ -264,22 +264,19 @@ def load(store: Store, ref: str, kind: type[RecordT]) -> RecordT:
     return parse(store.get(key), kind, f"{store.uri}/{key}")
 
 
-def read_file(store: Store, record: AnyRecord, entry: FileEntry) -> bytes:
+def read_file(store: Store, record: Record, entry: FileEntry, remedy: str = "run its stage again") -> bytes:
     """The bytes of one of a record's files. Raises IntegrityError where they are not what the record states."""
-    key = f"{record.ref}/{entry.name}"
+    where = f"{store.uri}/{record.ref}/{entry.name}"
+    remedy = f"delete {store.uri}/{record.ref} and {remedy}"
     try:
-        data = store.get(key)
+        data = store.get(f"{record.ref}/{entry.name}")
     except NotFound:
-        raise IntegrityError(
-            f"{store.uri}/{key}: expected {entry.bytes} bytes, the object is gone; "
-            f"delete the record {record.file_name} beside it and run its stage again"
-        ) from None
+        raise IntegrityError(f"{where}: expected {entry.bytes:,} bytes, found no object; {remedy}") from None
     found = file_entry(entry.name, data)
-    if (found.bytes, found.sha256) != (entry.bytes, entry.sha256):
-        raise IntegrityError(
-            f"{store.uri}/{key}: expected {entry.bytes} bytes of SHA-256 {entry.sha256[:12]}..., got {found.bytes} of "
-            f"{found.sha256[:12]}...; delete the record {record.file_name} beside it and run its stage again"
-        )
+    if found.bytes != entry.bytes:
+        raise IntegrityError(f"{where}: expected {entry.bytes:,} bytes, got {found.bytes:,}; {remedy}")
+    if found.sha256 != entry.sha256:
+        raise IntegrityError(f"{where}: expected SHA-256 {entry.sha256}, got {found.sha256}; {remedy}")
     return data
 
 
@@ -306,7 +303,7 @@ def split_uri(uri: str) -> tuple[str, str]:
     )
 
 
-def open_record(uri: str, kind: type[RecordT] | None = None) -> tuple[Store, AnyRecord]:
+def open_record(uri: str, kind: type[AnyRecord] | None = None) -> tuple[Store, AnyRecord]:
     """Open the record that a URI names, with the store it lies in. Raises RecordError when it is another kind."""
     root, ref = split_uri(uri)
     found = _KINDS[ref.partition("/")[0]]
@@ -314,7 +311,7 @@ def open_record(uri: str, kind: type[RecordT] | None = None) -> tuple[Store, Any
         raise RecordError(f"expected the URI of a {kind.__name__}, got {uri!r}, a {found.__name__}")
     store = open_store(root)
     try:
-        return store, parse(store.get(f"{ref}/{found.file_name}"), found, uri)  # type: ignore[type-var]  # one of five
+        return store, parse(store.get(f"{ref}/{found.file_name}"), found, uri)
     except NotFound:
         raise RecordError(
             f"expected a finished {found.__name__} at {uri}, found none; `atelier list` shows those that there are"

@@ -1,11 +1,10 @@
-"""The command line `atelier`: its own verbs, and those that other rooms plug in by the entry-point group `atelier.verbs`.
+"""The command line `atelier`: its own verbs, and those that other rooms plug in (entry points `atelier.verbs`).
 
 Verbs are imported when they are called, so that the help stays quick and needs neither torch, ray nor airflow.
 """
 
 import sys
 from importlib.metadata import entry_points
-from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -15,7 +14,6 @@ from typer.main import get_command
 from pipeline import __version__
 from pipeline.artifacts import Located, open_record, split_uri
 from pipeline.console import (
-    EMBEDDED_STORE,
     JsonOption,
     RecipeArgument,
     SetOption,
@@ -28,7 +26,6 @@ from pipeline.console import (
     run_main,
     say,
 )
-from pipeline.errors import RecordError
 from pipeline.settings import Settings
 
 ORDER = (
@@ -102,6 +99,7 @@ def run(
     """Run every stage of a recipe that is not done yet: ingest, then train, evaluate, sample, publish, promote."""
     from pipeline import run as here
     from pipeline.plan import plan
+    from pipeline.run import Seconds
     from pipeline.summary import summary
 
     settings = Settings.from_environment()
@@ -111,7 +109,7 @@ def run(
         todo = here.unfinished(stages)
         if not todo:
             say("everything is done, skipped: " + ", ".join(here.task_name(s.verb, s.model) for s in stages))
-        seconds = {} if airflow or not todo else here.run_recipe(place, parsed, settings, say)
+        seconds: Seconds = {} if airflow or not todo else here.run_recipe(place, parsed, settings, say)
         if not (airflow and todo):
             _show(summary(place, parsed, seconds, settings.home / "grids"), json_)
             return

@@ -23,7 +23,7 @@ def listing(store: Store) -> list[dict[str, Any]]:
         for entry in store.list(f"{folder}/"):
             ref, _, name = entry.key.rpartition("/")
             if name == kind.file_name:
-                record = load(store, ref, kind)  # type: ignore[type-var]  # one of five
+                record = load(store, ref, kind)
                 found.append({"kind": record.kind, "uri": f"{store.uri}/{ref}", "about": about(record)})
     for entry in store.list("aliases/"):
         alias = Alias.model_validate_json(store.get(entry.key))

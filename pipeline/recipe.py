@@ -24,6 +24,7 @@ from pydantic import (
     PrivateAttr,
     SerializeAsAny,
     ValidationError,
+    field_validator,
     model_validator,
 )
 
@@ -33,6 +34,7 @@ from pipeline.sources import SourceBase, parse_source
 
 SHIPPED = Path(__file__).parent / "recipes"
 MAX_RECIPE_BYTES = 1 << 20
+RESERVED = ("datasets", "runs", "evaluations", "samples", "releases", "aliases")  # folders of the store
 NAME_PATTERN = r"^[a-z][a-z0-9_]{0,39}$"  # a DAG id, a folder of the store and a bucket key all take such a name
 
 
@@ -124,6 +126,13 @@ class Recipe(Strict):
     evaluation: EvaluationSpec = EvaluationSpec()
     release: ReleaseSpec = ReleaseSpec()
     schedule: str | None = None  # cron, for Airflow
+
+    @field_validator("name")
+    @classmethod
+    def _not_a_folder(cls, name: str) -> str:
+        if name in RESERVED:
+            raise ValueError(f"another name than {', '.join(RESERVED)}, got {name!r}")
+        return name
 
     _origin: str = PrivateAttr("recipe")
     _lines: dict[str, int] = PrivateAttr(default_factory=dict)

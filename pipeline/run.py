@@ -4,7 +4,7 @@ The stages that need torch belong to another room, which plugs them in by the en
 """
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from importlib.metadata import entry_points
 from typing import Any, cast
 
@@ -17,7 +17,7 @@ from pipeline.settings import Settings
 from pipeline.store import Store
 
 Say = Callable[[str], None]
-Seconds = dict[str, float]  # by task: `ingest`, `vae.train` ...
+Seconds = Mapping[str, float]  # by task: `ingest`, `vae.train` ...
 
 
 def task_name(verb: str, model: str | None) -> str:
@@ -41,7 +41,7 @@ def stage_function(name: str) -> Callable[..., Any]:
 def run_recipe(store: Store, recipe: Recipe, settings: Settings, say: Say) -> Seconds:
     """Run what is not done yet, one stage after the other; gives the seconds of the stages that ran."""
     check_models(recipe)
-    seconds: Seconds = {}
+    seconds: dict[str, float] = {}
     done = {task_name(stage.verb, stage.model): stage for stage in plan(store, recipe)}
 
     def stage(verb: str, model: str | None, function: Callable[[], AnyRecord]) -> AnyRecord:

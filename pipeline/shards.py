@@ -8,15 +8,14 @@ The reader takes what the writer writes and refuses everything else: stock reade
 shard without a word. A flipped bit in a picture shows only in the SHA-256 that `open_shard` checks.
 """
 
-import hashlib
 import json
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from pipeline.artifacts import Dataset, FileEntry, Shard
-from pipeline.errors import IntegrityError, NotFound
+from pipeline.artifacts import Dataset, Shard, read_file
+from pipeline.errors import IntegrityError
 from pipeline.store import Store
 
 EXTENSIONS = ("cls", "json", "png")  # nothing that a stock reader would unpickle
@@ -101,23 +100,7 @@ def read_shard(data: bytes) -> Iterator[Sample]:
 
 def open_shard(store: Store, dataset: Dataset, shard: Shard) -> bytes:
     """A dataset's shard, checked against its record. Raises IntegrityError naming both and what to do."""
-    return open_entry(store, dataset.ref, shard, f"ingest dataset {dataset.name} again")
-
-
-def open_entry(store: Store, ref: str, entry: FileEntry, advice: str) -> bytes:
-    """A file of the record at `ref`, checked. Raises IntegrityError; `advice` follows on deleting the record."""
-    where = f"{store.uri}/{ref}/{entry.name}"
-    remedy = f"delete {store.uri}/{ref} and {advice}"
-    try:
-        data = store.get(f"{ref}/{entry.name}")
-    except NotFound:
-        raise IntegrityError(f"{where}: expected {entry.bytes:,} bytes, found no object; {remedy}") from None
-    if len(data) != entry.bytes:
-        raise IntegrityError(f"{where}: expected {entry.bytes:,} bytes, got {len(data):,}; {remedy}")
-    digest = hashlib.sha256(data).hexdigest()
-    if digest != entry.sha256:
-        raise IntegrityError(f"{where}: expected SHA-256 {entry.sha256}, got {digest}; {remedy}")
-    return data
+    return read_file(store, dataset, shard, f"ingest dataset {dataset.name} again")
 
 
 def _complaint(sample: Sample, keys: set[str]) -> str | None:

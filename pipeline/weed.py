@@ -10,6 +10,9 @@
 The server is detached from whoever started it, and other commands find it by `home/store/server.json`. Its ports are
 free ones, others at each start; its credentials are made once and kept beside, readable by their owner only. It holds
 a lock on its folder for as long as it lives, so a second one cannot open the same data.
+
+Only its S3 port asks for credentials: other users of this machine can reach SeaweedFS's inner ports on loopback. On a
+shared machine use another store.
 """
 
 import contextlib

@@ -21,7 +21,6 @@ from dataclasses import dataclass
 from typing import ClassVar, Literal
 
 import torch
-from pydantic import ValidationError
 from safetensors import SafetensorError
 from safetensors.torch import load as load_safetensors
 from safetensors.torch import save as save_safetensors
@@ -29,8 +28,18 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, interpolate
 
 from pipeline import __version__
-from pipeline.artifacts import Dataset, FileEntry, Record, Strict, digest_of, file_entry
-from pipeline.errors import AlreadyExists, IntegrityError, NotFound, RecordError, TrainingError, UserError
+from pipeline.artifacts import (
+    Dataset,
+    FileEntry,
+    Record,
+    Strict,
+    commit,
+    digest_of,
+    file_entry,
+    find,
+    read_file,
+)
+from pipeline.errors import AlreadyExists, IntegrityError, TrainingError, UserError
 from pipeline.store import Store
 
 WEIGHTS = "extractor.safetensors"
@@ -221,11 +230,9 @@ def load_or_train(
     """
     spec = {"config": config.model_dump(mode="json"), "code": __version__, "dataset": dataset.id}
     ref = f"{dataset.ref}/extractors/{digest_of(spec)}"
-    record = _find(store, ref)
+    record = find(store, ref, ExtractorRecord)
     if record is None:
-        _train_and_store(store, dataset, ref, read_split, config=config, device=device, progress=progress)
-        record = _find(store, ref)
-        assert record is not None, "a record that was created is there"
+        record = _train_and_store(store, dataset, ref, read_split, config=config, device=device, progress=progress)
     return _load(store, record, device)
 
 
@@ -357,7 +364,7 @@ def _train_and_store(
     config: ExtractorConfig,
     device: Device,
     progress: Progress | None,
-) -> None:
+) -> ExtractorRecord:
     """Train, write the weights, then the record. Where another worker was first, what it wrote stays."""
     num_classes = len(dataset.classes)
     images, labels = read_split("train")
@@ -392,39 +399,13 @@ def _train_and_store(
         test_accuracy=_accuracy(network, test_images, test_labels) if len(test_images) else None,
         weights=file_entry(WEIGHTS, data),
     )
-    with contextlib.suppress(AlreadyExists):
-        store.create(f"{ref}/{ExtractorRecord.file_name}", record.to_bytes())
-
-
-def _find(store: Store, ref: str) -> ExtractorRecord | None:
-    key = f"{ref}/{ExtractorRecord.file_name}"
-    try:
-        return ExtractorRecord.model_validate_json(store.get(key))
-    except NotFound:
-        return None
-    except ValidationError as error:
-        first = error.errors()[0]
-        field = ".".join(str(part) for part in first["loc"]) or "record"
-        raise RecordError(
-            f"{store.uri}/{key}: expected an extractor's record of schema 1, got {field}: {first['msg']}; "
-            "was it written by another version of atelier?"
-        ) from None
+    return commit(store, record)
 
 
 def _load(store: Store, record: ExtractorRecord, device: Device) -> Extractor:
-    key = f"{record.ref}/{WEIGHTS}"
-    try:
-        data = store.get(key)
-    except NotFound:
-        data = b""
-    wanted = record.weights
-    if file_entry(WEIGHTS, data) != wanted:
-        raise IntegrityError(
-            f"{store.uri}/{key}: expected {wanted.bytes} bytes of SHA-256 {wanted.sha256[:12]}..., got {len(data)} "
-            f"other ones; delete the folder {record.ref} and evaluate again"
-        )
+    data = read_file(store, record, record.weights, "evaluate again")
     network = ExtractorNet(record.shape, record.num_outputs, record.config).to(device)
-    _fill(network, data, f"{store.uri}/{key}")
+    _fill(network, data, f"{store.uri}/{record.ref}/{WEIGHTS}")
     return Extractor(record, network.eval().requires_grad_(False))
 
 

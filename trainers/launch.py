@@ -73,8 +73,8 @@ def _train_on_ray(task: Task, settings: Settings, say: Say) -> None:
         from ray.train.torch import TorchConfig, TorchTrainer
     except ModuleNotFoundError as error:
         raise RecipeError(
-            f"cluster.launcher: ray needs {error.name}, which is not installed; install atelier with its extra `train`, "
-            "or choose launcher: local, engine: torch and workers: 1"
+            f"cluster.launcher: ray needs {error.name}, which is not installed; install atelier with its extra "
+            "`train`, or choose launcher: local, engine: torch and workers: 1"
         ) from None
 
     cluster = task.recipe.cluster
@@ -134,8 +134,8 @@ def _check_size(ray: Any, cluster: ClusterSpec, settings: Settings) -> None:
     needed = cluster.workers * cluster.cpus_per_worker
     if settings.ray_address is None and needed > there:
         raise RecipeError(
-            f"cluster: expected at most {there:g} CPUs (this machine's), got workers {cluster.workers} x cpus_per_worker "
-            f"{cluster.cpus_per_worker:g} = {needed:g}; lower either, or run on a larger Ray cluster"
+            f"cluster: expected at most {there:g} CPUs (this machine's), got workers {cluster.workers} x "
+            f"cpus_per_worker {cluster.cpus_per_worker:g} = {needed:g}; lower either, or run on a larger Ray cluster"
         )
 
 
@@ -146,7 +146,9 @@ def _storage(store: Store, key: str) -> tuple[str, Any]:
         return f"{place.path}/{key}", None
     from pyarrow import fs
 
-    return f"{place.netloc}{place.path}/{key}", fs.S3FileSystem(endpoint_override=Settings.from_environment().s3_endpoint)
+    return f"{place.netloc}{place.path}/{key}", fs.S3FileSystem(
+        endpoint_override=Settings.from_environment().s3_endpoint
+    )
 
 
 def _cause(error: BaseException) -> AtelierError:

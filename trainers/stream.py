@@ -50,7 +50,7 @@ class Order:
 
 
 def order_of(shard_sizes: Sequence[int], batch_size: int, seed: int) -> Order:
-    """The order with as many lanes as the batch size divides into. Raises RecipeError on a batch larger than the split."""
+    """The order with as many lanes as the batch divides into. Raises RecipeError on a batch larger than the split."""
     if sum(shard_sizes) < batch_size:
         raise RecipeError(
             f"batch_size: expected at most the {sum(shard_sizes)} images of the training split, got {batch_size}; "

@@ -1,6 +1,7 @@
 """Records: committed once, read back strictly, found by their URIs."""
 
 import json
+from typing import Any
 
 import pytest
 
@@ -89,7 +90,7 @@ RECORDS: list[AnyRecord] = [DATASET, RUN, EVALUATION, SAMPLES, RELEASE]
 
 
 @pytest.mark.parametrize("record", RECORDS, ids=lambda record: record.kind)
-def test_records_survive_the_store(store: Store, record: AnyRecord) -> None:
+def test_records_survive_the_store(store: Store, record: Any) -> None:
     kind = type(record)
     assert find(store, record.ref, kind) is None
     with pytest.raises(NotFound):
@@ -135,26 +136,26 @@ def test_records_of_another_version_are_refused(store: Store, change: dict[str, 
 def test_files_are_checked(store: Store) -> None:
     entry = RUN.files[0]
     key = f"{RUN.ref}/{entry.name}"
-    with pytest.raises(IntegrityError, match="the object is gone"):
+    with pytest.raises(IntegrityError, match="expected 2 bytes, found no object"):
         read_file(store, RUN, entry)
     store.put(key, b"{}")
     assert read_file(store, RUN, entry) == b"{}"
-    for damaged in (b"{]", b"{} ", b""):
+    for damaged, complaint in ((b"{]", "expected SHA-256 44136fa3"), (b"{} ", "bytes, got 3;"), (b"", "bytes, got 0;")):
         store.put(key, damaged)
-        with pytest.raises(IntegrityError, match="expected 2 bytes of SHA-256 44136fa355b3"):
+        with pytest.raises(IntegrityError, match=complaint):
             read_file(store, RUN, entry)
 
 
 def test_a_file_outside_the_records_folder_is_not_read(store: Store) -> None:
     store.put("secret", b"{}")
-    with pytest.raises(UserError, match="'..' as a part"):
+    with pytest.raises(UserError, match=r"'\.\.' as a part"):
         read_file(store, RUN, FileEntry(name="../../secret", bytes=2, sha256="0"))
 
 
 def test_opening_what_is_not_there(store: Store) -> None:
     with pytest.raises(RecordError, match=r"expected a finished Run at .*runs/none, found none"):
         open_record(f"{store.uri}/runs/none")
-    with pytest.raises(RecordError, match="expected the URI of a Dataset, got .*, a Run"):
+    with pytest.raises(RecordError, match=r"expected the URI of a Dataset, got .*, a Run"):
         open_record(f"{store.uri}/{RUN.ref}", Dataset)
 
 
@@ -165,7 +166,7 @@ def test_split_uri_gives_root_and_ref(root: str, record: AnyRecord) -> None:
         assert split_uri(f"{root}/{record.ref}{end}") == (root, record.ref)
 
 
-BAD = ["", "runs/x", "s3://b1", "s3://b1/runs", "s3://b1/runs/", "s3://b1/datasets/digits", "/tmp/runs/x",
+BAD = ["", "runs/x", "s3://b1", "s3://b1/runs", "s3://b1/runs/", "s3://b1/datasets/digits", "/out/runs/x",
        "s3://b1/aliases/a/b.json", "s3://b1/runs/x/model.safetensors", "s3:///runs"]  # fmt: skip
 
 

@@ -36,7 +36,7 @@ def together(count: int, work: Callable[[int], None]) -> None:
         barrier.wait()
         try:
             work(i)
-        except BaseException as error:
+        except BaseException as error:  # noqa: BLE001 - handed to the caller below
             errors.append(error)
 
     threads = [threading.Thread(target=begin, args=(i,)) for i in range(count)]
@@ -302,12 +302,12 @@ def test_hostile_keys_are_refused(store: Store, key: str) -> None:
     if key and not (key.endswith("/") and key != "/"):
         attempts.append(lambda: list(store.list(key)))
     for attempt in attempts:
-        with pytest.raises(UserError, match="^key: expected names joined by single slashes") as caught:
+        with pytest.raises(UserError, match=r"^key: expected names joined by single slashes") as caught:
             attempt()
         assert "\n" not in str(caught.value)
 
 
-BAD_URIS = ["", "out", "/tmp/out", "file://out", "file:///", "file://", "s3://", "s3:///x", "gs://bucket", "s3://B!/x",
+BAD_URIS = ["", "out", "/out", "file://out", "file:///", "file://", "s3://", "s3:///x", "gs://bucket", "s3://B!/x",
             "s3://bucket/../x", "http://host/bucket"]  # fmt: skip
 
 

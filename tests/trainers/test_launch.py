@@ -41,7 +41,8 @@ def train(store_uri: str, overrides: list[str]) -> subprocess.Popen[str]:
         "from trainers import launch\n"
         "store, recipe = open_store(sys.argv[1]), small_recipe(*sys.argv[2:])\n"
         "dataset = find_dataset(store, recipe)\n"
-        "try: run = launch.train(store, recipe, 'gan', dataset, Settings.from_environment(), lambda l: print(l, flush=True))\n"
+        "say = lambda line: print(line, flush=True)\n"
+        "try: run = launch.train(store, recipe, 'gan', dataset, Settings.from_environment(), say)\n"
         "except AtelierError as error: sys.exit(f'{type(error).__name__}: {error}')\n"
         "print(run.ref)\n"
     )
@@ -94,9 +95,13 @@ def kill_a_worker(process: subprocess.Popen[str], store: Store) -> None:
     while not any(entry.key.endswith("checkpoint.json") for entry in store.list("runs/")):
         assert time.monotonic() < deadline and process.poll() is None
         time.sleep(0.05)
-    workers = [child for child in psutil.Process(process.pid).children(recursive=True) if "RayTrainWorker" in child.name()]
+    workers = [
+        child for child in psutil.Process(process.pid).children(recursive=True) if "RayTrainWorker" in child.name()
+    ]
     workers = workers or [
-        found for found in psutil.process_iter() if "RayTrainWorker" in " ".join(found.cmdline()) and process.pid in _parents(found)
+        found
+        for found in psutil.process_iter()
+        if "RayTrainWorker" in " ".join(found.cmdline()) and process.pid in _parents(found)
     ]
     assert workers
     workers[0].send_signal(signal.SIGKILL)

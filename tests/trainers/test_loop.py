@@ -22,7 +22,7 @@ from trainers.loop import Place, Task
 HERE = Place(0, 1, torch.device("cpu"))
 
 
-class Killed(Exception):
+class KilledError(Exception):
     """Stands for a kill: raised in the middle of a run."""
 
 
@@ -35,7 +35,7 @@ class DyingEngine(TorchEngine):
 
     def step(self, loss: Tensor, lr: float) -> None:
         if not self.steps_left:
-            raise Killed
+            raise KilledError
         self.steps_left -= 1
         super().step(loss, lr)
 
@@ -54,7 +54,7 @@ def test_resume_matches_straight_run(digits: Digits, model: str, killed_after: i
     straight = task_of(digits, model, f"straight-{model}")
     loop.train(straight, HERE, TorchEngine, print)
     resumed = task_of(digits, model, f"resumed-{model}-{killed_after}")
-    with pytest.raises(Killed):
+    with pytest.raises(KilledError):
         loop.train(resumed, HERE, lambda m, s: DyingEngine(m, s, killed_after), print)
     said: list[str] = []
     loop.train(resumed, HERE, TorchEngine, said.append)
@@ -76,7 +76,9 @@ def test_the_run_record_states_its_files_and_comes_last(digits: Digits) -> None:
 
 
 def test_a_loss_that_is_not_finite_stops_before_the_checkpoint(digits: Digits) -> None:
-    task = task_of(digits, "vae", "diverged", "models.vae.lr=1.0", "models.vae.lr_warmup_steps=0", "models.vae.steps=40")
+    task = task_of(
+        digits, "vae", "diverged", "models.vae.lr=1.0", "models.vae.lr_warmup_steps=0", "models.vae.steps=40"
+    )
     with pytest.raises(TrainingError, match=r"phase vae became (nan|inf) by step .*checkpoint.*learning rate"):
         loop.train(task, HERE, Poisoned, print)
     assert checkpoints.committed_steps(digits.store, task.run_ref) == [4]

@@ -35,8 +35,8 @@ def test_a_sample_set_can_be_made_again_image_by_image(digits: Digits, run: Run)
         (images,) = sample.generate(sampler, [one.info["seed"]], [one.label])
         assert np.array_equal(images[0], decode_png(one.png))
         with Image.open(io.BytesIO(one.png)) as image:
-            assert image.text["atelier:origin"] == run.ref
-            assert image.text["atelier:seed"] == str(one.info["seed"])
+            assert image.info["atelier:origin"] == run.ref
+            assert image.info["atelier:seed"] == str(one.info["seed"])
     assert sample.sample_run(digits.store, run, count=23, seed=4) == made
     assert sample.sample_run(digits.store, run, count=23, seed=5).id != made.id
 
@@ -50,7 +50,14 @@ def test_an_evaluation_states_counts_and_intervals(digits: Digits, run: Run) -> 
     recipe = small_recipe()
     found = evaluate.evaluate(digits.store, recipe, run, print)
     figures = found.figures
-    wanted = {"frechet_distance", "kernel_distance", "precision", "recall", "class_histogram_distance", "label_agreement"}
+    wanted = {
+        "frechet_distance",
+        "kernel_distance",
+        "precision",
+        "recall",
+        "class_histogram_distance",
+        "label_agreement",
+    }
     assert wanted <= figures.keys()
     assert ("negative_elbo" in figures) == (run.family == "vae")
     for name in ("frechet_distance", "label_agreement"):
@@ -65,21 +72,26 @@ def test_a_negative_elbo_is_that_of_the_network_on_the_held_out_split(digits: Di
     recipe = small_recipe()
     run = launch.train(digits.store, recipe, "vae", digits.dataset, Settings.from_environment(), print)
     figures = evaluate.evaluate(digits.store, recipe, run, print).figures
-    assert figures["negative_elbo"].value == pytest.approx(figures["rate"].value + figures["distortion"].value, rel=1e-6)
+    assert figures["negative_elbo"].value == pytest.approx(
+        figures["rate"].value + figures["distortion"].value, rel=1e-6
+    )
     # A uniform guess for every pixel costs log 2 nats a pixel; 12 steps of training must beat it.
     assert figures["negative_elbo"].value < 64 * np.log(2)
 
 
 def test_a_picture_comes_from_the_release_alone(digits: Digits, run: Run) -> None:
     recipe = small_recipe()
-    parents = (evaluate.evaluate(digits.store, recipe, run, print).ref, sample.sample_set(digits.store, recipe, run).ref)
+    parents = (
+        evaluate.evaluate(digits.store, recipe, run, print).ref,
+        sample.sample_set(digits.store, recipe, run).ref,
+    )
     release = releases.publish(digits.store, recipe, run.model, run.ref, *parents)
     for entry in run.files:
         digits.store.delete(f"{run.ref}/{entry.name}")
     png, found = sample.picture(digits.store, f"{release.name}@{release.number}", count=20, seed=1, class_name=None)
     assert found == release
     with Image.open(io.BytesIO(png)) as grid:
-        assert grid.text["atelier:origin"] == f"{release.name}/{release.number}"
+        assert grid.info["atelier:origin"] == f"{release.name}/{release.number}"
     for entry in run.files:
         digits.store.put(f"{run.ref}/{entry.name}", read_file(digits.store, release, entry))
 

@@ -73,7 +73,7 @@ def test_epochs_and_seeds_differ() -> None:
 
 
 def test_a_batch_larger_than_the_split_is_refused() -> None:
-    with pytest.raises(RecipeError, match="batch_size: expected at most the 10 images .* got 11"):
+    with pytest.raises(RecipeError, match=r"batch_size: expected at most the 10 images .* got 11"):
         order_of([4, 6], 11, seed=0)
 
 

@@ -149,7 +149,7 @@ def names() -> list[str]:
 
 
 def parse_config(family: str, options: Mapping[str, Any], where: str) -> FamilyConfig:
-    """Check a model section's own fields against its family. Raises RecipeError naming `where`.field and the choices."""
+    """Check a model section's own fields against its family. Raises RecipeError naming the field and the choices."""
     if family not in names():
         raise RecipeError(f"{where}.family: expected one of {', '.join(names())}, got {family!r}")
     config_class: type[FamilyConfig] = importlib.import_module(f"{__name__}.{family}").Config
@@ -172,7 +172,7 @@ def build(family: str, config: FamilyConfig, shape: DataShape, seed: int) -> Mod
 
 
 def check_model(family: str, options: Mapping[str, Any], where: str) -> None:
-    """The recipe check of the entry-point group `atelier.recipe_checks`: raises RecipeError where a section is wrong."""
+    """The recipe check of the entry points `atelier.recipe_checks`: raises RecipeError where a section is wrong."""
     parse_config(family, options, where)
 
 

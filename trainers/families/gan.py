@@ -2,8 +2,8 @@
 
 Two networks and two phases a step: the discriminator, with exact zero-centred gradient penalties on real (R1)
 and generated (R2) images, then the generator. `relativistic` is the loss of R3GAN (Huang et al. 2024), whose
-habits the networks follow: no normalisation layers, no tanh, Adam with beta1 0. The discriminator meets the
-class by projection (Miyato & Koyama 2018), the generator beside its latent.
+habits the networks follow: no normalisation layers, bilinear resampling, Adam with beta1 0. The discriminator
+meets the class by projection (Miyato & Koyama 2018), the generator by an embedding beside its latent.
 
 The networks see images in [-1, 1].
 Shape legend: B images, C channels, H height, W width, Z latent size, F features.
@@ -96,7 +96,11 @@ def pyramid(preset: Preset, shape: DataShape) -> tuple[list[int], tuple[int, int
 
 
 class Generator(nn.Module):
-    """Dense layers, then transposed convolutions that double the image."""
+    """Dense layers, then convolutions that each follow a bilinear doubling of the image.
+
+    The tanh at the end departs from R3GAN: strokes on black are mostly extreme pixels, which a linear output meets
+    only with noise around them, and the discriminator then lives on that noise.
+    """
 
     def __init__(self, config: Config, shape: DataShape) -> None:
         super().__init__()
@@ -113,15 +117,21 @@ class Generator(nn.Module):
         )
         self.up = nn.Sequential()
         for before, after in itertools.pairwise(reversed(widths)):
-            self.up.extend([nn.LeakyReLU(0.2), nn.ConvTranspose2d(before, after, 4, stride=2, padding=1)])
+            self.up.extend(
+                [
+                    nn.LeakyReLU(0.2),
+                    nn.Upsample(scale_factor=2, mode="bilinear", align_corners=False),
+                    nn.Conv2d(before, after, 3, padding=1),
+                ]
+            )
 
     def forward(self, z_BZ: Tensor, labels_B: Tensor) -> Tensor:
-        """Images (B, C, H, W), about [-1, 1]."""
+        """Images (B, C, H, W) in [-1, 1]."""
         hidden_BF = self.first(z_BZ)
         if self.classes is not None:
             hidden_BF = hidden_BF + self.classes(labels_B)
         images_BCHW: Tensor = self.up(self.dense(hidden_BF).unflatten(1, self.grid))
-        return images_BCHW
+        return images_BCHW.tanh()
 
 
 class Discriminator(nn.Module):
@@ -206,9 +216,9 @@ class GanModel(Model):
         return loss, {"pixel_std": fake_BCHW.detach().std(0).mean()}
 
     def decode(self, network: nn.Module, z_BZ: Tensor, labels_B: Tensor) -> Tensor:
-        """The generator's images, clipped to [0, 1]."""
+        """The generator's images, moved to [0, 1]."""
         images_BCHW: Tensor = network(z_BZ, labels_B)
-        return ((images_BCHW + 1) / 2).clamp(0, 1)
+        return (images_BCHW + 1) / 2
 
 
 def build(config: Config, shape: DataShape) -> Model:
