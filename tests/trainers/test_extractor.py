@@ -270,7 +270,7 @@ def test_damaged_weights_are_refused(store: Store, damage: Damage) -> None:
 def test_missing_weights_are_refused(store: Store) -> None:
     key = f"{load_or_train(store, DIGITS, Splits(), config=QUICK).ref}/{WEIGHTS}"
     store.delete(key)
-    with pytest.raises(IntegrityError, match="found no object; delete .* and evaluate again"):
+    with pytest.raises(IntegrityError, match=r"found no object; delete .* and evaluate again"):
         load_or_train(store, DIGITS, Splits(), config=QUICK)
 
 
