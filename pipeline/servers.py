@@ -162,6 +162,8 @@ def airflow_environment(servers: AirflowServers, head: RayHead) -> dict[str, str
         "api_auth": {"jwt_secret": keys["jwt"]},
         "dag_processor": {"parsing_processes": 1, "refresh_interval": 20, "min_file_process_interval": 20},
         "usage_data_collection": {"enabled": False},
+        # A worker looks after its task's process by this interval: often it notes the end of a task so much later.
+        "workers": {"min_heartbeat_interval": 1},
     }
     variables = {
         f"AIRFLOW__{section.upper()}__{name.upper()}": str(value)

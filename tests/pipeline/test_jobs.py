@@ -64,7 +64,7 @@ def test_a_job_runs_with_its_environment_and_the_stores(client: JobsClient) -> N
     assert (found.id, found.status, found.exit_code) == ("hello-1", "SUCCEEDED", 0)
     assert found.metadata == {"task_id": "hello"}
     log = client.log(job.id)
-    assert log.endswith("green s3://atelier http://127.0.0.1\n")
+    assert "\ngreen s3://atelier http://127.0.0.1\n" in log
     assert client.log(job.id, offset=len(log) - 3) == log[-3:]
 
 
@@ -98,11 +98,11 @@ def test_stopping_interrupts_a_job_and_lets_it_finish_its_words(client: JobsClie
     )
     job = submit(client, "stopped", f"exec {script}")
     reached(client, job, {"RUNNING"})
-    while not client.log(job.id).endswith("1\n"):
+    while "\n1\n" not in client.log(job.id):
         time.sleep(0.1)
     client.stop(job.id)
     assert ended(client, job).status == "STOPPED"
-    assert client.log(job.id).endswith("1\n2\n")
+    assert client.log(job.id).endswith("\n2\n")
     client.stop(job.id)  # a second time changes nothing
 
 
@@ -152,4 +152,5 @@ def test_the_last_error_is_ateliers_own_before_others() -> None:
     assert last_error("error: full disk\n\x1b[31mValueError: x\x1b[0m\nbye\n") == "full disk"
     assert last_error("start\n\x1b[31mValueError: x\x1b[0m\nbye\n") == "ValueError: x"
     assert last_error("start\nbye\n") == "bye"
+    assert last_error("full\nRunning entrypoint for job a-1: grep error\n") == "full"
     assert last_error("\n") == "its log is empty"

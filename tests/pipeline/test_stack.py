@@ -55,61 +55,65 @@ def of_home(home: Path, stack_state: stack.StackState) -> list[str]:
     return found
 
 
-def test_up_and_down_leave_nothing_behind_not_even_jobs(home: Path) -> None:
+def test_up_and_down_leave_nothing_behind_not_even_jobs(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     lines: list[str] = []
     before = everyone()
-    up = stack.up(home, airflow=False, say=lines.append)
-    assert up.ray is not None
+    with weed.running(home) as earlier:
+        up = stack.up(home, airflow=False, say=lines.append)
+        assert up.environment()["AWS_ENDPOINT_URL_S3"] == earlier.endpoint  # the store that runs is used, and kept
     assert lines == ["starting the store", "waiting for Ray"]
     assert stat.S_IMODE(up.file.stat().st_mode) == stat.S_IMODE(up.token_file.stat().st_mode) == 0o600
-    with JobsClient(up.ray.dashboard, up.ray.token) as client:
-        script = "trap '' INT TERM; sleep 300 & sleep 300"
-        job = client.submit_or_attach(
-            "stubborn", entrypoint_of(["bash", "-c", script], 600), environment={}, metadata={}
-        )
-        while not (found := client.find(job.id)) or found.status != "RUNNING":
-            time.sleep(0.1)
+    assert stack.up(home, airflow=False, say=lines.append) == up
+    assert lines[2:] == ["the stack is up already"]
+    for name, value in up.environment().items():
+        monkeypatch.setenv(name, value)
+    open_store(weed.STORE_URI).put("kept", b"bytes")
+
+    start_a_stubborn_job(up)
     assert of_home(home, up)
     assert stack.down(home)
     assert of_home(home, up) == []
     assert not {process for process in everyone() - before if process.is_running() and process.ppid() == 1}
-    assert not up.ray.folder.exists() and not up.file.exists()
+    assert up.ray is not None and not up.ray.folder.exists() and not up.file.exists()
     assert not stack.down(home)
 
-
-def test_a_second_up_says_that_it_is_up(home: Path) -> None:
-    first = stack.up(home, airflow=False)
-    lines: list[str] = []
-    assert stack.up(home, airflow=False, say=lines.append) == first
-    assert lines == ["the stack is up already"]
-    assert stack.is_up(first)
-
-
-def test_a_store_that_runs_already_is_used_and_data_outlive_the_stack(
-    home: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    with weed.running(home) as earlier:
-        up = stack.up(home, airflow=False)
-        assert up.environment()["AWS_ENDPOINT_URL_S3"] == earlier.endpoint
-    for name, value in up.environment().items():
-        monkeypatch.setenv(name, value)
-    open_store(weed.STORE_URI).put("kept", b"bytes")
-    stack.down(home)
-    with weed.running(home) as later:
+    with weed.running(home) as later:  # data outlive the stack
         monkeypatch.setenv("AWS_ENDPOINT_URL_S3", later.endpoint)
         assert open_store(weed.STORE_URI).get("kept") == b"bytes"
 
 
-def test_a_stack_that_lost_a_server_is_started_anew(home: Path) -> None:
-    first = stack.up(home, airflow=False)
-    os.kill(first.servers[0].pid, signal.SIGKILL)
-    while process_of(first.servers[0]):
-        time.sleep(0.05)
-    assert not stack.is_up(first)
-    second = stack.up(home, airflow=False)
-    assert stack.is_up(second)
-    assert first.ray is not None and not first.ray.folder.exists()
-    assert [line for line in of_home(home, first) if first.mark in line] == []
+def start_a_stubborn_job(up: stack.StackState) -> None:
+    """Start a Ray job that ignores polite signals, with a child of its own."""
+    assert up.ray is not None
+    script = "trap '' INT TERM; sleep 300 & sleep 300"
+    with JobsClient(up.ray.dashboard, up.ray.token) as client:
+        entrypoint = entrypoint_of(["bash", "-c", script], 600)
+        job = client.submit_or_attach("stubborn", entrypoint, environment={}, metadata={})
+        while not (found := client.find(job.id)) or found.status != "RUNNING":
+            time.sleep(0.1)
+
+
+def test_two_stacks_stand_side_by_side_and_one_that_lost_a_server_starts_anew(home: Path, tmp_path: Path) -> None:
+    port = servers.Ports(None, None).free()
+    one, other_home = stack.up(home, airflow=False, ray_port=port), tmp_path / "other"
+    try:
+        other = stack.up(other_home, airflow=False)
+        for up in (one, other):
+            assert up.ray is not None
+            header = {"Authorization": f"Bearer {up.ray.token}"}
+            assert httpx.get(f"{up.ray.dashboard}/api/jobs/", headers=header).json() == []
+        assert one.ray is not None and one.ray.dashboard.endswith(f":{port}")
+
+        os.kill(other.servers[0].pid, signal.SIGKILL)
+        while process_of(other.servers[0]):
+            time.sleep(0.05)
+        assert stack.is_up(one) and not stack.is_up(other)
+        again = stack.up(other_home, airflow=False)
+        assert stack.is_up(again) and stack.is_up(one)
+        assert other.ray is not None and not other.ray.folder.exists()
+        assert [line for line in of_home(other_home, other) if other.mark in line] == []
+    finally:
+        stack.down(other_home)
 
 
 def test_a_state_from_before_a_reboot_is_no_state_and_kills_nobody(home: Path) -> None:
@@ -146,23 +150,6 @@ def test_a_port_in_use_is_the_users_mistake(home: Path) -> None:
         with pytest.raises(UserError, match=f"port {port}: expected a free port, it is in use"):
             stack.up(home, airflow=False, ray_port=port)
     assert weed.find(home) is None
-
-
-def test_an_asked_port_is_used_and_two_stacks_stand_side_by_side(home: Path, tmp_path: Path) -> None:
-    port = servers.Ports(None, None).free()
-    one = stack.up(home, airflow=False, ray_port=port)
-    other_home = tmp_path / "other"
-    try:
-        other = stack.up(other_home, airflow=False)
-        for up in (one, other):
-            assert up.ray is not None
-            header = {"Authorization": f"Bearer {up.ray.token}"}
-            assert httpx.get(f"{up.ray.dashboard}/api/jobs/", headers=header).json() == []
-        assert one.ray is not None and one.ray.dashboard.endswith(f":{port}")
-        stack.down(other_home)
-        assert stack.is_up(one)
-    finally:
-        stack.down(other_home)
 
 
 def test_a_home_that_is_a_file_is_the_users_mistake(tmp_path: Path) -> None:

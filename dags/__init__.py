@@ -1,0 +1,1 @@
+"""What Airflow parses: no torch and no ray here."""

@@ -1,0 +1,222 @@
+"""The operator and the trigger that run one verb of the command line as a Ray job. Needs no ray.
+
+    execute   submits the job, or attaches to the one that an earlier try left, and defers
+    trigger   waits in the triggerer for the job's end, and follows its log into the task's log
+    resume    takes the URI of the record from the job's last line, or raises
+
+What travels is a command line one way and the URI of a record the other. The Airflow connection (`ray_default`) says
+where Ray's dashboard is: host, port, schema http or https, and the cluster's token as password.
+
+A job's id is a digest of (this Airflow, dag, run, task, map index, command) and the number of the attempt: a try whose
+worker died between submitting and remembering finds its job again. An attempt whose end a try has seen is spent, so
+that clearing a task runs it anew.
+"""
+
+import asyncio
+import hashlib
+import json
+import time
+from collections.abc import AsyncIterator, Mapping
+from typing import TYPE_CHECKING, Any, cast
+
+from airflow.sdk import Asset, BaseHook, BaseOperator
+from airflow.sdk.configuration import conf
+from airflow.sdk.exceptions import AirflowException, AirflowFailException
+from airflow.triggers.base import BaseTrigger, TriggerEvent
+
+from pipeline.errors import UserError
+from pipeline.jobs import (
+    USER_MISTAKE_EXIT_CODE,
+    AsyncJobsClient,
+    Job,
+    JobsClient,
+    JobsError,
+    entrypoint_of,
+    failure_of,
+    last_json,
+)
+
+if TYPE_CHECKING:
+    from airflow.sdk import Connection, Context
+
+CONNECTION = "ray_default"
+POLL_SECONDS = 1.0
+PATIENCE_SECONDS = 300.0  # a head that restarts comes back within it
+LOG_BYTES_PER_SECOND = 1_000_000  # the API gives the whole log each time: a long one is read less often
+SPENT = "last_seen_attempt"
+
+
+def airflow_name() -> str:
+    """What tells this Airflow's jobs from another's on the same Ray cluster: its base URL."""
+    return str(conf.get("api", "base_url", fallback="airflow"))
+
+
+def address_of(connection: "Connection") -> str:
+    """The URL of Ray's dashboard. Raises UserError where the connection names no host."""
+    if not connection.host:
+        raise UserError(f"connection {connection.conn_id}: expected the host and port of Ray's dashboard, got no host")
+    return f"{connection.schema or 'http'}://{connection.host}:{connection.port or 8265}"
+
+
+def jobs_client(connection_id: str = CONNECTION) -> JobsClient:
+    """A client for the Ray cluster of an Airflow connection."""
+    connection = BaseHook.get_connection(connection_id)
+    return JobsClient(address_of(connection), connection.password)
+
+
+class RayJobOperator(BaseOperator):
+    """Runs `atelier VERB RECIPE --OPTION VALUE ... --json` as a Ray job and returns the URI of the record it made.
+
+    The recipe travels inline, so no file needs to be on the cluster; it is no template, so text in it is never
+    evaluated. Assets among the outlets get an event whose extra holds the URI. A job that ends with exit status 2 (the
+    user's mistake) fails the task without a retry.
+    """
+
+    template_fields = ("options",)
+
+    def __init__(
+        self,
+        *,
+        verb: str,
+        recipe_json: str,
+        options: Mapping[str, Any],
+        deadline_seconds: int,
+        connection_id: str = CONNECTION,
+        **airflow_options: Any,
+    ) -> None:
+        super().__init__(**airflow_options)
+        self.verb = verb
+        self.recipe_json = recipe_json
+        self.options = options
+        self.deadline_seconds = deadline_seconds
+        self.connection_id = connection_id
+        self._job_id: str | None = None
+
+    def command(self) -> list[str]:
+        """The command line to run on the cluster."""
+        options = [word for name, value in self.options.items() for word in (f"--{name}", str(value))]
+        return ["atelier", self.verb, self.recipe_json, *options, "--json"]
+
+    def execute(self, context: "Context") -> None:
+        """Submit or attach, then wait in the triggerer."""
+        owner = owner_of(context["ti"])
+        entrypoint = entrypoint_of(self.command(), self.deadline_seconds)
+        spent = cast(int, context["task_state_store"].get(SPENT, 0))
+        try:
+            with jobs_client(self.connection_id) as client:
+                job = client.submit_or_attach(
+                    base_id_of(owner, entrypoint), entrypoint, environment={}, metadata=owner, first_attempt=spent + 1
+                )
+        except UserError as error:
+            raise AirflowFailException(str(error)) from None
+        self._job_id = job.id
+        self.log.info("Ray job %s is %s", job.id, job.status)
+        trigger = RayJobTrigger(job_id=job.id, connection_id=self.connection_id)
+        self.defer(trigger=trigger, method_name="resume")
+
+    def resume(self, context: "Context", event: dict[str, Any]) -> str:
+        """The job has ended: give the URI, or raise what its log says."""
+        with jobs_client(self.connection_id) as client:
+            job = client.find(event["job_id"])
+            if job is None:
+                raise AirflowException(f"Ray no longer knows job {event['job_id']}: its head was started anew")
+            log = client.log(job.id)
+        for line in log[event["logged"] :].splitlines():
+            self.log.info("%s", line)
+        context["task_state_store"].set(SPENT, job.attempt)
+        uri = _uri_of(job, log)
+        for asset in self.outlets:
+            if isinstance(asset, Asset):
+                context["outlet_events"][asset].extra = {"uri": uri}
+        return uri
+
+    def on_kill(self) -> None:
+        """Someone ended the task before it was deferred: stop the job. (Later it is the trigger's on_kill.)"""
+        if self._job_id is not None:
+            with jobs_client(self.connection_id) as client:
+                client.stop(self._job_id)
+
+
+def owner_of(instance: Any) -> dict[str, str]:
+    """Whose job it is; housekeeping reads it back from the job's metadata."""
+    return {
+        "airflow": airflow_name(),
+        "dag_id": instance.dag_id,
+        "run_id": instance.run_id,
+        "task_id": instance.task_id,
+        "map_index": str(instance.map_index),
+    }
+
+
+def base_id_of(owner: Mapping[str, str], entrypoint: str) -> str:
+    """The id of what a task is about to do, the same for all its tries."""
+    digest = hashlib.sha256(json.dumps([*owner.values(), entrypoint]).encode()).hexdigest()[:16]
+    return f"{owner['dag_id']}-{owner['task_id']}-{digest}"
+
+
+def _uri_of(job: Job, log: str) -> str:
+    """The URI that a job's last JSON line names. Raises AirflowFailException for a user's mistake, AirflowException."""
+    if job.status != "SUCCEEDED":
+        refused = job.exit_code == USER_MISTAKE_EXIT_CODE
+        raise (AirflowFailException if refused else AirflowException)(failure_of(job, log))
+    uri = (last_json(log) or {}).get("uri")
+    if not isinstance(uri, str):
+        raise AirflowException(
+            f"Ray job {job.id} succeeded; expected a JSON object with `uri` as last line of its log, got none"
+        )
+    return uri
+
+
+class RayJobTrigger(BaseTrigger):
+    """Waits for a job's end and follows its log. Fires `{"job_id", "logged"}`: characters of the log shown so far."""
+
+    def __init__(self, job_id: str, connection_id: str = CONNECTION) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]  # Airflow's
+        self.job_id = job_id
+        self.connection_id = connection_id
+
+    def serialize(self) -> tuple[str, dict[str, Any]]:
+        """What the triggerer makes this trigger from."""
+        return f"{__name__}.RayJobTrigger", {"job_id": self.job_id, "connection_id": self.connection_id}
+
+    async def run(self) -> AsyncIterator[TriggerEvent]:
+        """Poll until the job has ended; the status is the truth, not the end of the log."""
+        logged, next_log_at, answered_at = 0, 0.0, time.monotonic()
+        may_fire_at = time.monotonic() + conf.getint("workers", "min_heartbeat_interval") + 1
+        async with await self._client() as client:
+            while True:
+                try:
+                    job = await client.find(self.job_id)
+                    ended = job is None or job.finished
+                    if ended or time.monotonic() >= next_log_at:
+                        logged += self._emit(await client.log(self.job_id, logged), whole=ended)
+                        next_log_at = time.monotonic() + logged / LOG_BYTES_PER_SECOND
+                    answered_at = time.monotonic()
+                except JobsError as error:
+                    if time.monotonic() - answered_at > PATIENCE_SECONDS:
+                        raise
+                    self.log.warning("%s (trying again)", error)
+                    ended = False
+                # A task that is back before its worker has told of deferring it counts as lost (Airflow 3.3.2), and the
+                # worker may take one heartbeat to tell.
+                if ended and time.monotonic() >= may_fire_at:
+                    yield TriggerEvent({"job_id": self.job_id, "logged": logged})  # type: ignore[no-untyped-call]
+                    return
+                await asyncio.sleep(POLL_SECONDS)
+
+    async def on_kill(self) -> None:
+        """Someone marked or cleared the task: stop the job. (A restart of the triggerer does not come here.)"""
+        async with await self._client() as client:
+            await client.stop(self.job_id)
+
+    async def _client(self) -> AsyncJobsClient:
+        connection = await BaseHook.aget_connection(self.connection_id)
+        return AsyncJobsClient(address_of(connection), connection.password)
+
+    def _emit(self, text: str, *, whole: bool) -> int:
+        """Log the lines of `text`, without an unfinished last one unless it is the whole; gives the characters used."""
+        if not whole:
+            text = text[: text.rfind("\n") + 1]
+        for line in text.splitlines():
+            self.log.info("%s", line)
+        return len(text)

@@ -1,0 +1,94 @@
+"""A real stack for the DAGs: SeaweedFS, a Ray head with token authentication, and Airflow with all its components."""
+
+import json
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pipeline import stack
+from pipeline.airflow_client import AirflowClient, StageView
+from pipeline.jobs import Job, JobsClient
+
+REPOSITORY = Path(__file__).parents[2]
+SMALL = """
+name: small
+source: {kind: digits}
+dataset: {channels: 1, height: 8, width: 8}
+models:
+  vae: {family: vae, steps: 5}
+"""
+BROKEN = SMALL.replace("name: small", "name: broken").replace("height: 8", "hight: 8")
+
+
+@dataclass(frozen=True)
+class Running:
+    """The stack with a client of each server."""
+
+    stack: stack.StackState
+    airflow: AirflowClient
+    jobs: JobsClient
+
+    def start(self, dag_id: str, run_id: str, conf: dict[str, Any]) -> None:
+        """Start a run with an id of ours."""
+        body = {"dag_run_id": run_id, "logical_date": None, "conf": conf}
+        self.airflow.ask("POST", f"/dags/{dag_id}/dagRuns", body)
+
+    def ended(self, dag_id: str, run_id: str) -> tuple[str, dict[str, StageView]]:
+        """Wait for a run's end; its state and its tasks."""
+        until(lambda: self.airflow.run_state(dag_id, run_id) in {"success", "failed"})
+        return self.airflow.run_state(dag_id, run_id), self.stages(dag_id, run_id)
+
+    def stages(self, dag_id: str, run_id: str) -> dict[str, StageView]:
+        """The tasks of a run by id."""
+        return {stage.task_id: stage for stage in self.airflow.stages(dag_id, run_id)}
+
+    def job_of(self, run_id: str) -> Job | None:
+        """The newest Ray job of a run."""
+        jobs = [job for job in self.jobs.list() if job.metadata.get("run_id") == run_id]
+        return max(jobs, key=lambda job: job.attempt, default=None)
+
+
+def until(condition: Callable[[], object], seconds: float = 90.0) -> None:
+    """Wait for a condition; fails after `seconds`, a limit against hanging only."""
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, "it did not come"
+        time.sleep(0.2)
+
+
+@pytest.fixture(scope="session")
+def recipes(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a recipe, and one that is broken."""
+    folder = tmp_path_factory.mktemp("recipes")
+    (folder / "small.yaml").write_text(SMALL)
+    (folder / "broken.yaml").write_text(BROKEN)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def running(tmp_path_factory: pytest.TempPathFactory, recipes: Path) -> Iterator[Running]:
+    """The stack, which reads the project's DAGs and those of `files/`."""
+    home = tmp_path_factory.mktemp("home")
+    local = "airflow.dag_processing.bundles.local.LocalDagBundle"
+    folders = {"dags-folder": REPOSITORY / "dags", "test-files": Path(__file__).parent / "files"}
+    bundles = [{"name": name, "classpath": local, "kwargs": {"path": str(path)}} for name, path in folders.items()]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("ATELIER_RECIPES", str(recipes))
+        patch.setenv("AIRFLOW__DAG_PROCESSOR__DAG_BUNDLE_CONFIG_LIST", json.dumps(bundles))
+        patch.setenv("AIRFLOW_HOME", str(home / "airflow"))  # for the tests that import airflow
+        started = stack.up(home)
+        try:
+            assert started.airflow is not None and started.ray is not None
+            with (
+                AirflowClient(started.airflow) as airflow,
+                JobsClient(started.ray.dashboard, started.ray.token) as jobs,
+            ):
+                for dag_id in ("shell_job", "small_models", "housekeeping"):
+                    until(lambda dag_id=dag_id: airflow.ask("GET", f"/dags/{dag_id}", missing_is_none=True))  # type: ignore[misc]
+                yield Running(started, airflow, jobs)
+        finally:
+            stack.down(home)

@@ -1,0 +1,27 @@
+"""A DAG for tests: one Ray job whose shell command comes with the run."""
+
+from datetime import timedelta
+
+from airflow.sdk import DAG, Asset
+
+from dags.ray_job import RayJobOperator
+
+
+class ShellJob(RayJobOperator):
+    """The operator as it is, but for the command."""
+
+    def command(self) -> list[str]:
+        return ["bash", "-c", self.options["command"]]
+
+
+with DAG("shell_job", schedule=None, max_active_runs=4):
+    ShellJob(
+        task_id="job",
+        verb="shell",
+        recipe_json="{}",
+        options={"command": "{{ dag_run.conf['command'] }}"},
+        deadline_seconds=120,
+        retries=1,
+        retry_delay=timedelta(seconds=1),
+        outlets=[Asset(name="shell", uri="memory://shell")],
+    )

@@ -1,0 +1,102 @@
+"""The operator and the trigger under a real scheduler, on a real Ray head."""
+
+from pathlib import Path
+
+import pytest
+
+from pipeline.errors import UserError
+from pipeline.jobs import entrypoint_of
+from tests.dags.conftest import Running, until
+
+pytestmark = pytest.mark.stack
+URI_LINE = """echo '{"uri": "memory://made"}'"""
+
+
+def test_a_job_that_succeeds_gives_its_uri_and_an_asset_event(running: Running) -> None:
+    running.start("shell_job", "good", {"command": f"echo working 1/1; {URI_LINE}"})
+    state, stages = running.ended("shell_job", "good")
+    assert (state, stages["job"].try_number) == ("success", 1)
+    assert running.airflow.result_of(stages["job"]) == "memory://made"
+    [event] = running.airflow.ask("GET", "/assets/events?source_dag_id=shell_job&source_run_id=good")["asset_events"]
+    assert event["extra"] == {"uri": "memory://made"}
+
+
+def test_the_log_of_the_job_is_in_the_log_of_the_task_once(running: Running) -> None:
+    lines = "for i in 1 2 3; do echo line $i; sleep 1; done"
+    running.start("shell_job", "lines", {"command": f"{lines}; {URI_LINE}"})
+    state, stages = running.ended("shell_job", "lines")
+    assert (state, stages["job"].try_number) == ("success", 1)
+    log = running.airflow.ask("GET", "/dags/shell_job/dagRuns/lines/taskInstances/job/logs/1")["content"]
+    events = [line["event"] for line in log]
+    assert [events.count(f"line {i}") for i in (1, 2, 3)] == [1, 1, 1]
+
+
+def test_a_job_that_fails_is_tried_again_and_then_fails_with_its_last_error(running: Running) -> None:
+    running.start("shell_job", "bad", {"command": "echo 'error: the disk is on fire'; echo goodbye; exit 1"})
+    state, stages = running.ended("shell_job", "bad")
+    assert (state, stages["job"].try_number) == ("failed", 2)
+    error = running.airflow.error_of(stages["job"])
+    assert "exit status 1: the disk is on fire; its log: http" in str(error)
+    assert not isinstance(error, UserError)
+
+
+def test_a_mistake_of_the_user_is_not_tried_again(running: Running) -> None:
+    running.start("shell_job", "mistake", {"command": "echo 'error: no such folder'; exit 2"})
+    state, stages = running.ended("shell_job", "mistake")
+    assert (state, stages["job"].try_number) == ("failed", 1)
+    assert isinstance(running.airflow.error_of(stages["job"]), UserError)
+
+
+def test_marking_a_task_failed_stops_its_job(running: Running) -> None:
+    running.start("shell_job", "killed", {"command": "sleep 100"})
+    until(lambda: (job := running.job_of("killed")) and job.status == "RUNNING")
+    task = "/dags/shell_job/dagRuns/killed/taskInstances/job"
+    until(lambda: running.airflow.ask("GET", task)["state"] == "deferred")
+    running.airflow.ask("PATCH", task, {"new_state": "failed"})
+    until(lambda: (job := running.job_of("killed")) and job.status == "STOPPED")
+
+
+def test_a_try_attaches_to_the_job_that_an_earlier_one_left(running: Running, tmp_path: Path) -> None:
+    from dags.ray_job import base_id_of
+
+    witness = tmp_path / "ran"
+    command = f"echo ran >> {witness}; sleep 3; {URI_LINE}"
+    assert running.stack.airflow is not None
+    owner = {"airflow": running.stack.airflow.url, "dag_id": "shell_job", "run_id": "attached", "task_id": "job"}
+    owner["map_index"] = "-1"
+    entrypoint = entrypoint_of(["bash", "-c", command], 120)
+    base_id = base_id_of(owner, entrypoint)
+    left = running.jobs.submit_or_attach(base_id, entrypoint, environment={}, metadata=owner)
+    running.start("shell_job", "attached", {"command": command})
+    assert running.ended("shell_job", "attached")[0] == "success"
+    assert running.job_of("attached") == running.jobs.find(left.id)
+    assert witness.read_text() == "ran\n"
+
+
+def test_clearing_a_task_runs_its_job_anew(running: Running, tmp_path: Path) -> None:
+    witness = tmp_path / "ran"
+    running.start("shell_job", "cleared", {"command": f"echo ran >> {witness}; {URI_LINE}"})
+    assert running.ended("shell_job", "cleared")[0] == "success"
+    body = {"dry_run": False, "dag_run_id": "cleared", "only_failed": False, "reset_dag_runs": True}
+    running.airflow.ask("POST", "/dags/shell_job/clearTaskInstances", body)
+    until(lambda: witness.read_text() == "ran\nran\n")
+    assert running.ended("shell_job", "cleared")[0] == "success"
+
+
+def test_housekeeping_stops_this_airflows_orphans_only(running: Running) -> None:
+    assert running.stack.airflow is not None
+    gone = {"dag_id": "shell_job", "run_id": "gone", "task_id": "job", "map_index": "-1"}
+    sleep = entrypoint_of(["sleep", "100"], 120)
+    jobs = [
+        running.jobs.submit_or_attach(name, sleep, environment={}, metadata={**gone, "airflow": airflow})
+        for name, airflow in (("orphan", running.stack.airflow.url), ("foreign", "http://elsewhere"))
+    ]
+    running.start("shell_job", "alive", {"command": f"sleep 8; {URI_LINE}"})
+    until(lambda: running.stages("shell_job", "alive")["job"].state == "running")
+    running.start("housekeeping", "sweep", {})
+    assert running.ended("housekeeping", "sweep")[0] == "success"
+    until(lambda: (job := running.jobs.find(jobs[0].id)) and job.status == "STOPPED")
+    foreign = running.jobs.find(jobs[1].id)
+    assert foreign is not None and not foreign.finished
+    running.jobs.stop(jobs[1].id)
+    assert running.ended("shell_job", "alive")[0] == "success"

@@ -1,0 +1,109 @@
+"""The DAGs of the recipes: what they are made of, and how a broken recipe shows."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.dags.conftest import BROKEN, REPOSITORY, SMALL, Running
+
+PARSE = """
+import json, logging, sys
+logging.disable()
+from airflow.dag_processing.dagbag import DagBag
+bag = DagBag(sys.argv[1])
+dags = {
+    dag.dag_id: {"schedule": str(dag.schedule), "tasks": {t.task_id: sorted(t.upstream_task_ids) for t in dag.tasks}}
+    for dag in bag.dags.values()
+}
+heavy = sorted({"torch", "ray", "boto3", "numpy", "trainers"} & set(sys.modules))
+print(json.dumps({"dags": dags, "errors": bag.import_errors, "heavy": heavy}))
+"""
+
+
+def parse(home: Path, recipes: Path) -> Any:
+    """What Airflow finds in the project's DAGs folder, in a process of its own."""
+    environment = {**os.environ, "AIRFLOW_HOME": str(home), "ATELIER_RECIPES": str(recipes)}
+    command = [sys.executable, "-c", PARSE, str(REPOSITORY / "dags")]
+    result = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
+    return json.loads(result.stdout.splitlines()[-1])
+
+
+@pytest.fixture(scope="module")
+def parsed(tmp_path_factory: pytest.TempPathFactory, recipes: Path) -> Any:
+    return parse(tmp_path_factory.mktemp("airflow"), recipes)
+
+
+def test_parsing_imports_no_torch_ray_boto3_or_numpy(parsed: Any) -> None:
+    assert parsed["heavy"] == []
+
+
+def test_every_recipe_has_its_two_dags(parsed: Any) -> None:
+    shipped = {file.stem for file in (REPOSITORY / "pipeline/recipes").glob("*.yaml")}
+    expected = {f"{name}_{part}" for name in {*shipped, "small"} for part in ("dataset", "models")}
+    assert set(parsed["dags"]) == {*expected, "housekeeping"}
+
+
+def test_each_model_is_trained_measured_and_published_by_itself(parsed: Any) -> None:
+    assert parsed["dags"]["small_dataset"]["tasks"] == {"ingest": []}
+    tasks = parsed["dags"]["digits_models"]["tasks"]
+    for model in ("vae", "gan"):
+        upstream = {task.split(".")[1]: tasks[task] for task in tasks if task.startswith(f"{model}.")}
+        before_publish = [f"{model}.evaluate", f"{model}.sample", f"{model}.train"]
+        assert upstream == {
+            "train": ["dataset"],
+            "evaluate": [f"{model}.train"],
+            "sample": [f"{model}.train"],
+            "publish": before_publish,
+            "promote": [f"{model}.publish"],
+        }
+
+
+def test_a_broken_recipe_is_an_import_error_with_its_line_and_spoils_no_other(parsed: Any) -> None:
+    [(file, trace)] = parsed["errors"].items()
+    assert Path(file).name == "broken_recipes.py"
+    last = trace.strip().splitlines()[-1]
+    assert "broken.yaml:4: dataset" in last
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "words"),
+    [
+        ("twin", SMALL, "twin.yaml: expected a name that no other recipe has, got 'small'"),
+        ("cron", SMALL + "schedule: every day\n", "cron.yaml:7: expected cron such as"),
+        ("model", SMALL.replace("vae: {", "dataset: {"), "model.yaml:6: expected another name, 'dataset' is a task's"),
+    ],
+)
+def test_what_airflow_cannot_take_is_refused_by_recipe(tmp_path: Path, name: str, text: str, words: str) -> None:
+    (tmp_path / "a.yaml").write_text(SMALL)
+    (tmp_path / f"{name}.yaml").write_text(text if name == "twin" else text.replace("name: small", f"name: {name}"))
+    found = parse(tmp_path / "airflow", tmp_path)
+    assert "small_models" in found["dags"]
+    [trace] = found["errors"].values()
+    assert words in trace
+
+
+def test_a_file_takes_the_place_of_the_one_with_its_name_in_an_earlier_folder(tmp_path: Path) -> None:
+    (tmp_path / "digits.yaml").write_text(SMALL.replace("small", "digits") + "schedule: '0 3 * * *'\n")
+    found = parse(tmp_path / "airflow", tmp_path)
+    assert found["errors"] == {}
+    assert "0 3 * * *" in found["dags"]["digits_dataset"]["schedule"]
+
+
+@pytest.mark.stack
+def test_a_run_by_hand_without_a_dataset_says_what_to_do(running: Running) -> None:
+    running.start("small_models", "by-hand", {})
+    state, stages = running.ended("small_models", "by-hand")
+    assert (state, stages["dataset"].try_number) == ("failed", 1)
+    assert "start the run with the parameter `dataset`" in str(running.airflow.error_of(stages["dataset"]))
+
+
+@pytest.mark.stack
+def test_airflow_shows_the_broken_recipe_and_runs_the_others(running: Running) -> None:
+    errors = running.airflow.ask("GET", "/importErrors")["import_errors"]
+    assert any("broken.yaml" in error["stack_trace"] for error in errors)
+    assert BROKEN != SMALL and running.airflow.ask("GET", "/dags/small_models")["is_paused"] is False
