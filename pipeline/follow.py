@@ -20,7 +20,7 @@ from pipeline import stack
 from pipeline.airflow_client import AirflowClient, StageView
 from pipeline.artifacts import digest_of
 from pipeline.errors import AtelierError, RecipeError
-from pipeline.jobs import RAYS_OWN, JobsClient, JobsError
+from pipeline.jobs import JobsClient, JobsError, own_lines
 from pipeline.recipe import Recipe, load_recipe, recipe_files
 from pipeline.settings import Settings, update_environment
 from pipeline.store import Store, open_store
@@ -220,8 +220,7 @@ class _Watch:
 
 def progress_of(log: str, *, ended: bool = False) -> str:
     """The newest line of a job's log that counts something (`step 300/1500`), or its last words where it has ended."""
-    lines = [_WORKER.sub("", line).strip() for line in log.splitlines()[-200:]]
-    lines = [line for line in lines if line and not line.startswith("{") and not RAYS_OWN.search(line)]
+    lines = [_WORKER.sub("", line) for line in own_lines(log)[-200:] if not line.startswith("{")]
     counting = [line for line in lines if _COUNT.search(line)]
     found = lines if ended else counting or lines
     return found[-1][:160] if found else ""

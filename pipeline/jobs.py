@@ -30,7 +30,7 @@ DEADLINE_EXIT_CODE = 124  # of coreutils' timeout
 USER_MISTAKE_EXIT_CODE = 2
 _ANSI = re.compile(r"\x1b\[[0-9;]*[A-Za-z]")
 # Ray's own lines in a job's log; the one with the entrypoint may come late, after the job's first words.
-RAYS_OWN = re.compile(r"^Running entrypoint for job |\b(?:job_manager|worker)\.py:\d+ -- ")
+_RAYS_OWN = re.compile(r"^Running entrypoint for job |\b(?:job_manager|worker)\.py:\d+ -- |^\((?:raylet|autoscaler)\b")
 _ERROR = re.compile(r"\b\w*(?:error|exception)\b", re.IGNORECASE)
 
 
@@ -88,10 +88,15 @@ def last_json(log: str) -> dict[str, Any] | None:
     return None
 
 
+def own_lines(log: str) -> list[str]:
+    """The lines that a job's command wrote: without Ray's own, without colours, without blank ones."""
+    cleaned = (_ANSI.sub("", line).strip() for line in log.splitlines())
+    return [line for line in cleaned if line and not _RAYS_OWN.search(line)]
+
+
 def last_error(log: str) -> str:
     """The line of a log that says what went wrong: atelier's own `error:`, else the last that names one or is there."""
-    cleaned = (_ANSI.sub("", raw).strip() for raw in log.splitlines()[-50:])
-    lines = [line for line in cleaned if line and not RAYS_OWN.search(line)]
+    lines = own_lines(log)[-50:]
     own = [line.removeprefix("error: ") for line in lines if line.startswith("error: ")]
     named = [line for line in lines if _ERROR.search(line)]
     return (own or named or lines or ["its log is empty"])[-1][:500]

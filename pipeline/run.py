@@ -99,7 +99,7 @@ def progress_lines(say: Say, every_seconds: float = 2.0) -> Callable[[ingest.Pro
 
     def show(progress: ingest.Progress) -> None:
         nonlocal last
-        if time.monotonic() - last < every_seconds:
+        if time.monotonic() - last < every_seconds and progress.done != progress.total:
             return
         last = time.monotonic()
         total = f"/{progress.total:,}" if progress.total else ""

@@ -145,7 +145,7 @@ def airflow_environment(servers: AirflowServers, head: RayHead) -> dict[str, str
         "core": {
             "dags_folder": _dags_folder(),
             "load_examples": False,
-            "parallelism": 4,  # each slot is a process; a deferred task holds none
+            "parallelism": 3,  # each slot is a process of 50 MiB; a deferred task holds none
             "dags_are_paused_at_creation": False,
             "execution_api_server_url": f"{servers.url}/execution/",
             "simple_auth_manager_users": f"{servers.user}:admin",

@@ -250,6 +250,9 @@ class _Starting:
             **servers_.NO_PROXY,
             "ATELIER_RECIPES": os.pathsep.join(map(str, folders)),
             "PATH": f"{Path(sys.executable).parent}{os.pathsep}{path}",  # where `atelier` is
+            # Ray takes 127.0.0.1 for this machine's address on its network, and listens there, unless told that there
+            # is no cluster of several machines; its variable for that is named after the systems that default to it.
+            "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
             "RAY_AUTH_MODE": "token",
             "RAY_AUTH_TOKEN_PATH": str(self.stack.token_file),
         }

@@ -36,6 +36,9 @@ RAY_VARIABLES = {  # read when ray is imported, here and in its workers
     "RAY_TRAIN_COLLECTIVE_TIMEOUT_S": str(COLLECTIVE_TIMEOUT_SECONDS),
 }
 
+# Set to 0, Ray listens on loopback only; else it takes 127.0.0.1 for this machine's address on its network.
+RAY_ON_LOOPBACK = "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"
+
 
 def train(store: Store, recipe: Recipe, model: str, dataset: Dataset, settings: Settings, say: Say) -> Run:
     """Train a model of the recipe on a dataset, or return its run where that is done. Raises TrainingError."""
@@ -67,6 +70,8 @@ def _device(cluster: ClusterSpec, has_gpu: bool) -> str:
 
 def _train_on_ray(task: Task, settings: Settings, say: Say) -> None:
     os.environ.update(RAY_VARIABLES)
+    if settings.ray_address is None:
+        os.environ[RAY_ON_LOOPBACK] = "0"
     try:
         import ray
         from ray import train as ray_train

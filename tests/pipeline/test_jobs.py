@@ -153,4 +153,5 @@ def test_the_last_error_is_ateliers_own_before_others() -> None:
     assert last_error("start\n\x1b[31mValueError: x\x1b[0m\nbye\n") == "ValueError: x"
     assert last_error("start\nbye\n") == "bye"
     assert last_error("full\nRunning entrypoint for job a-1: grep error\n") == "full"
+    assert last_error("full\n\x1b[33m(raylet)\x1b[0m WARNING: no error\n") == "full"
     assert last_error("\n") == "its log is empty"

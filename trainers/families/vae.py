@@ -114,7 +114,7 @@ class Vae(nn.Module):
         features = math.prod(self.grid)
         self.encoder = Dense(features, preset.hidden, 2 * config.latent_size, shape.num_classes)
         self.decoder = Dense(config.latent_size, preset.hidden, features, shape.num_classes)
-        log_scale = torch.tensor(math.log(config.scale))
+        log_scale = torch.full((1,), math.log(config.scale))  # DeepSpeed broadcasts no parameter without a dimension
         if config.likelihood == "gaussian" and config.learn_scale:
             self.log_scale = nn.Parameter(log_scale)
         else:

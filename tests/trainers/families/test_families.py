@@ -130,3 +130,11 @@ def test_learning_rate_warms_up_and_decays_to_zero() -> None:
     assert adam.lr_at(50, 100) == pytest.approx(1.0)
     assert adam.lr_at(100, 100) == pytest.approx(0.0)
     assert Adam(lr=2.0).lr_at(77, 100) == 2.0
+
+
+@pytest.mark.parametrize("options", [{}, {"likelihood": "gaussian"}], ids=str)
+def test_every_parameter_has_a_dimension_as_deepspeed_asks(options: dict[str, str]) -> None:
+    for family in families.names() if not options else ["vae"]:
+        model = families.build(family, families.parse_config(family, options, "models.m"), SHAPES[0], 0)
+        for network in model.networks.values():
+            assert all(parameter.dim() for parameter in network.parameters()), family

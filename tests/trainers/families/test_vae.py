@@ -57,6 +57,19 @@ def test_loss_is_distortion_plus_the_weighted_rate(likelihood: str) -> None:
     torch.testing.assert_close(figures["distortion"].mean().detach(), metrics["distortion"])
 
 
+def test_latent_is_drawn_from_the_posterior() -> None:
+    """z = mean + deviation * noise, where the KL's deviation and the sample's are the same."""
+    network = families.build("vae", vae.Config(), SHAPE, 0).networks["vae"]
+    assert isinstance(network, vae.Vae)
+    images, labels, noise = torch.rand(3, 1, 8, 8), torch.tensor([0, 1, 2]), 5 * torch.randn(3, 32)
+    mean, log_variance = network.encode(images, labels)
+    posterior = Normal(mean, log_variance.exp().sqrt())
+    expected = vae.bernoulli_distortion(network.decode(mean + posterior.stddev * noise, labels), images)
+    distortion_B, rate_B = network(images, labels, noise)
+    torch.testing.assert_close(distortion_B, expected)
+    torch.testing.assert_close(rate_B, kl_divergence(posterior, Normal(0.0, 1.0)).sum(1))
+
+
 def test_scale_is_a_parameter_only_where_it_is_learned() -> None:
     def has_scale(**options: object) -> bool:
         config = vae.Config.model_validate(options)
