@@ -84,7 +84,12 @@ def run_main(command: Callable[[], Any]) -> int:
     if debug:
         sys.argv.remove("--debug")
     try:
-        command()
+        status = command()
+        return status if isinstance(status, int) else 0  # typer gives 130 for an interrupt
+    except typer.TyperException as error:  # an unknown verb or option, a missing or malformed argument
+        if message := getattr(error, "format_message", lambda: "")():  # empty where the help was shown instead
+            console.print(f"error: {message.rstrip('.')}. See `atelier --help`.", markup=False, style="red")
+        return 2
     except AtelierError as error:
         if debug:
             traceback.print_exc()
@@ -99,4 +104,3 @@ def run_main(command: Callable[[], Any]) -> int:
         name = type(error).__name__
         console.print(f"error: {name}: {error}; run it again with --debug for the traceback", markup=False, style="red")
         return 1
-    return 0

@@ -46,7 +46,7 @@ def save_grids(store: Store, releases: list[Release], folder: Path) -> list[Path
 def figures_table(releases: list[Release]) -> Table:
     """The figures of the releases side by side, with 95% intervals where there are any."""
     table = Table(title="published", title_justify="left")
-    table.add_column("figure")
+    table.add_column("figure", no_wrap=True)
     for release in releases:
         table.add_column(f"{release.name} {release.number}", justify="right")
     names = {name for release in releases for name in release.figures}
@@ -59,8 +59,8 @@ def _cell(release: Release, name: str) -> str:
     figure = release.figures.get(name)
     if figure is None:
         return ""
-    interval = "" if figure.low is None or figure.high is None else f"  [{figure.low:.3g}, {figure.high:.3g}]"
-    return f"{figure.value:.4g}{interval.replace('[', '(').replace(']', ')')}"
+    interval = "" if figure.low is None or figure.high is None else f" ({figure.low:.2g}, {figure.high:.2g})"
+    return f"{figure.value:.3g}{interval}"
 
 
 def seconds_table(seconds: Seconds) -> Table:

@@ -7,6 +7,7 @@ and goes on from the newest complete checkpoint; so does a later call for the sa
 
 import os
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -34,6 +35,7 @@ RAY_VARIABLES = {  # read when ray is imported, here and in its workers
     "RAY_TRAIN_V2_ENABLED": "1",
     "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": str(START_TIMEOUT_SECONDS),
     "RAY_TRAIN_COLLECTIVE_TIMEOUT_S": str(COLLECTIVE_TIMEOUT_SECONDS),
+    "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",  # an actor of 110 MiB a run, whose news nobody reads yet
 }
 
 # Set to 0, Ray listens on loopback only; else it takes 127.0.0.1 for this machine's address on its network.
@@ -86,14 +88,12 @@ def _train_on_ray(task: Task, settings: Settings, say: Say) -> None:
     _connect(ray, settings)
     use_gpu = _device(cluster, ray.cluster_resources().get("GPU", 0) > 0) == "cuda"
     _check_size(ray, cluster, settings)
-    lines = ray.remote(num_cpus=0)(_Lines).remote()
     config = {
         "store": task.store.uri,
         "recipe": task.recipe.to_json(),
         "model": task.model,
         "dataset": task.dataset.ref,
         "run_id": task.run_id,
-        "lines": lines,
     }
     storage_path, filesystem = _storage(task.store, f"{task.run_ref}/ray")
     trainer = TorchTrainer(
@@ -113,7 +113,7 @@ def _train_on_ray(task: Task, settings: Settings, say: Say) -> None:
         ),
     )
     try:
-        with _spoken(ray, lines, say):
+        with _spoken(task.run_id, say):
             trainer.fit()
     except Exception as error:  # Ray wraps what a worker raised: give the user the cause, in one line
         raise _cause(error) from error
@@ -170,31 +170,36 @@ def _cause(error: BaseException) -> AtelierError:
     )
 
 
-class _Lines:
-    """A Ray actor that carries the workers' progress lines to whoever started the run."""
+def _teller(run_id: str) -> Say:
+    """How a worker says a line to whoever started the run: through the cluster's key-value table, which is there
+    already (an actor of our own would take 190 MiB)."""
+    from ray.experimental.internal_kv import _internal_kv_put
 
-    def __init__(self) -> None:
-        self._lines: list[str] = []
+    def tell(line: str) -> None:
+        _internal_kv_put(f"{time.time_ns():020d}", line, namespace=_lines_of(run_id))
 
-    def add(self, line: str) -> None:
-        """Keep a line until it is fetched."""
-        self._lines.append(line)
+    return tell
 
-    def take(self) -> list[str]:
-        """The lines since the last call."""
-        taken, self._lines = self._lines, []
-        return taken
+
+def _lines_of(run_id: str) -> bytes:
+    return f"atelier-lines-{run_id}".encode()
 
 
 @contextmanager
-def _spoken(ray: Any, lines: Any, say: Say) -> Iterator[None]:
+def _spoken(run_id: str, say: Say) -> Iterator[None]:
     """Say the workers' lines as they come."""
-    done = threading.Event()
+    from ray.experimental.internal_kv import _internal_kv_del, _internal_kv_get, _internal_kv_list
+
+    namespace, done = _lines_of(run_id), threading.Event()
+
+    def take() -> None:
+        for key in sorted(_internal_kv_list(b"", namespace=namespace)):
+            say(_internal_kv_get(key, namespace=namespace).decode())
+            _internal_kv_del(key, namespace=namespace)
 
     def poll() -> None:
         while not done.wait(POLL_SECONDS):
-            for line in ray.get(lines.take.remote()):
-                say(line)
+            take()
 
     thread = threading.Thread(target=poll, daemon=True)
     thread.start()
@@ -203,8 +208,7 @@ def _spoken(ray: Any, lines: Any, say: Say) -> Iterator[None]:
     finally:
         done.set()
         thread.join()
-        for line in ray.get(lines.take.remote()):
-            say(line)
+        take()
 
 
 def _worker(config: dict[str, Any]) -> None:
@@ -225,4 +229,4 @@ def _worker(config: dict[str, Any]) -> None:
         return DeepSpeedEngine(module, settings, cluster.zero)
 
     place = Place(context.get_world_rank(), context.get_world_size(), get_device())
-    loop.train(task, place, make_engine, config["lines"].add.remote)
+    loop.train(task, place, make_engine, _teller(config["run_id"]))

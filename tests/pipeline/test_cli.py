@@ -3,6 +3,7 @@
 import io
 import json
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -125,6 +126,34 @@ def test_the_whole_path_in_one_process(tmp_path: Path) -> None:
     assert [row["kind"] for row in listed["records"]] == ["dataset", "run", "evaluation", "samples", "release", "alias"]
     unknown = atelier("sample", "tiny-vae@champion", "--class", "ten", "--store", store, cwd=tmp_path)
     assert "--class: expected one of 0, 1" in error_of(unknown, 2)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        (("nonsense",), "No such command 'nonsense'"),
+        (("run",), "Missing argument 'recipe'"),
+        (("sample", "a@b", "--count", "many"), "valid integer"),
+        (("list", "--stroe", "x"), "No such option: --stroe"),
+    ],
+)
+def test_a_mistyped_command_line_is_the_users_mistake(
+    tmp_path: Path, arguments: tuple[str, ...], expected: str
+) -> None:
+    assert expected in error_of(atelier(*arguments, cwd=tmp_path), 2)
+
+
+def test_an_interrupt_ends_with_130(tmp_path: Path) -> None:
+    recipe = folder_recipe(tmp_path, fill(tmp_path / "images"))
+    command = [sys.executable, "-m", "pipeline.cli", "run", recipe, "--store", f"file://{tmp_path}/store"]
+    process = subprocess.Popen([*command, "--set", "models.vae.steps=1000000"], stderr=subprocess.PIPE, text=True)
+    assert process.stderr is not None
+    for line in process.stderr:
+        if line.startswith("train vae step"):
+            break
+    process.send_signal(signal.SIGINT)
+    _, said = process.communicate(timeout=30)
+    assert process.returncode == 130 and "Traceback" not in said
 
 
 def test_check_shows_the_plan(tmp_path: Path) -> None:
