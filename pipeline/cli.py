@@ -239,12 +239,17 @@ def show(
 
 
 @app.command()
-def up(airflow: Annotated[bool, typer.Option(help="With Airflow.")] = True, json_: JsonOption = False) -> None:
+def up(
+    airflow: Annotated[bool, typer.Option(help="With Airflow.")] = True,
+    ray_port: Annotated[int | None, typer.Option(help="Port of Ray's dashboard.", show_default="a free one")] = None,
+    airflow_port: Annotated[int | None, typer.Option(help="Port of Airflow.", show_default="a free one")] = None,
+    json_: JsonOption = False,
+) -> None:
     """Start the embedded stack on this machine and leave it running: store, Ray and Airflow."""
     from pipeline import stack
 
     settings = Settings.from_environment()
-    state = stack.up(settings.home, airflow=airflow, say=say)
+    state = stack.up(settings.home, airflow=airflow, ray_port=ray_port, airflow_port=airflow_port, say=say)
     report(json_, stack.public(state), stack.describe(state))
 
 

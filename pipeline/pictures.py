@@ -263,3 +263,19 @@ def grid_by_class(images_NHWC: "Pixels", classes: Sequence[int], names: Sequence
         own = images_NHWC[of_class == label]
         rows.append(np.concatenate([own, paper.repeat(columns - len(own), axis=0)]))
     return grid(np.concatenate(rows), columns, row_labels=[names[label] for label in present])
+
+
+def side_by_side(panels: Mapping[str, "Image.Image"]) -> "Image.Image":
+    """Contact sheets next to each other, each with its title above."""
+    from PIL import Image, ImageDraw, ImageFont
+
+    title_height, gap = 34, 12
+    width = sum(panel.width + gap for panel in panels.values()) - gap
+    height = title_height + max(panel.height for panel in panels.values())
+    sheet = Image.new("RGB", (width, height), PAPER)
+    draw, font, left = ImageDraw.Draw(sheet), ImageFont.load_default(size=18), 0
+    for title, panel in panels.items():
+        sheet.paste(panel, (left, title_height))
+        draw.text((left + panel.width // 2, title_height // 2 + 2), title, fill=INK, font=font, anchor="mm")
+        left += panel.width + gap
+    return sheet

@@ -127,7 +127,7 @@ def _connect(ray: Any, settings: Settings) -> None:
     ray.init(
         address=settings.ray_address or "local",
         runtime_env={"env_vars": RAY_VARIABLES},
-        log_to_driver=False,  # progress comes by `_Lines`, errors by exception; the rest stays in Ray's own logs
+        log_to_driver=False,  # progress comes by `_teller`, errors by exception; the rest stays in Ray's own logs
         logging_level="error",
         **here,
     )

@@ -4,6 +4,7 @@ import io
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -109,6 +110,9 @@ def test_the_whole_path_in_one_process(tmp_path: Path) -> None:
     assert 0 <= result["releases"][0]["figures"]["label_agreement"]["value"] <= 1
     with Image.open(result["grids"][0]) as grid:
         assert grid.height > 100 and grid.info["atelier:release"] == "tiny-vae/1"
+
+    with Image.open(result["comparison"]) as picture:
+        assert picture.width > 300 and Path(result["comparison"]).name == "tiny.png"
 
     again = atelier("run", str(path), "--store", store, "--json", cwd=tmp_path)
     assert "everything is done, skipped: ingest, vae.train" in again.stderr
@@ -259,6 +263,16 @@ def test_the_embedded_store_starts_for_a_command_and_stops_with_it(tmp_path: Pat
     error_of(atelier("ingest", recipe, "--set", "dataset.channels=2", cwd=tmp_path), 2)
     home = str(tmp_path / "home")
     assert [p.pid for p in psutil.process_iter() if any(home in word for word in _words(p))] == []
+
+
+def test_a_port_in_use_is_one_line_and_leaves_nothing_running(tmp_path: Path) -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        done = atelier("up", "--no-airflow", "--ray-port", str(port), cwd=tmp_path)
+    assert f"port {port}: expected a free port, it is in use" in error_of(done, 2)
+    assert [p.pid for p in psutil.process_iter() if any(str(tmp_path / "home") in word for word in _words(p))] == []
 
 
 def _words(process: psutil.Process) -> list[str]:

@@ -16,12 +16,15 @@ from PIL import Image, ImageFile
 from pipeline.errors import IntegrityError
 from pipeline.pictures import (
     Unreadable,
+    add_text,
     decode_png,
     encode_png,
     from_pixels,
     grid,
+    grid_by_class,
     png_bytes,
     read_picture,
+    side_by_side,
     to_pixels,
 )
 from pipeline.recipe import DatasetSpec
@@ -225,3 +228,30 @@ def test_a_grid_of_colour_with_a_row_that_is_not_full() -> None:
     assert sheet.getpixel((sheet.width - 10, sheet.height - 10)) == (250, 250, 248)
     with pytest.raises(ValueError, match="expected images and a column or more"):
         grid(np.zeros((0, 8, 8, 1), np.uint8), 3)
+
+
+def test_added_text_is_read_by_others_and_leaves_the_pixels_and_earlier_text() -> None:
+    pixels = np.arange(48, dtype=np.uint8).reshape(4, 4, 3)
+    png = add_text(encode_png(pixels, {"seed": "7"}), {"release": "digits-gan/1", "note": "\u2713"})
+    assert np.array_equal(decode_png(png), pixels)
+    with Image.open(io.BytesIO(png)) as image:
+        image.load()
+        assert image.info["seed"] == "7" and image.info["release"] == "digits-gan/1" and image.info["note"] == "\u2713"
+    with pytest.raises(IntegrityError, match="expected a PNG"):
+        add_text(b"GIF89a", {"release": "x"})
+
+
+def test_a_grid_by_class_gives_each_class_its_row() -> None:
+    images = np.stack([np.full((48, 48, 1), 40 + 60 * label, np.uint8) for label in (2, 0, 2)])
+    sheet = np.asarray(grid_by_class(images, [2, 0, 2], ["zero", "one", "two"]).convert("L"))
+    alone, twice = (sheet == 40).any(1), (sheet == 160).any(1)
+    assert alone.sum() == twice.sum() == 48 and alone.argmax() < twice.argmax()
+    assert (sheet[twice.argmax() + 10] == 160).sum() == 96 and (sheet[alone.argmax() + 10] == 40).sum() == 48
+
+
+def test_panels_stand_side_by_side_under_their_titles() -> None:
+    left, right = Image.new("RGB", (50, 30), "red"), Image.new("RGB", (40, 60), "blue")
+    sheet = side_by_side({"left": left, "right": right})
+    assert sheet.width > 90 and sheet.height > 60
+    assert sheet.getpixel((25, sheet.height - 35)) == (255, 0, 0)
+    assert sheet.getpixel((sheet.width - 20, sheet.height - 5)) == (0, 0, 255)

@@ -142,6 +142,18 @@ def test_a_server_that_ends_at_its_start_is_one_line_and_nothing_stays(
     assert weed.find(home) is None
 
 
+def test_a_ray_head_that_ends_at_its_start_is_followed_by_another(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    real, said = servers.ray_command, list[str]()
+    dying = [[sys.executable, "-c", "raise SystemExit('too busy')"]]
+    monkeypatch.setattr(servers, "ray_command", lambda *arguments: dying.pop() if dying else real(*arguments))
+    try:
+        state = stack.up(home, airflow=False, say=said.append)
+        assert "Ray ended at its start, starting another" in said
+        assert stack.is_up(state) and len(state.servers) == 1
+    finally:
+        stack.down(home)
+
+
 def test_a_port_in_use_is_the_users_mistake(home: Path) -> None:
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
