@@ -136,7 +136,7 @@ class _Watch:
             yield
             return
         with Live(
-            console=self.console, get_renderable=lambda: _table(self.views.values()), refresh_per_second=4
+            console=self.console, get_renderable=lambda: stage_table(self.views.values()), refresh_per_second=4
         ) as live:
             self.live = live
             yield
@@ -226,12 +226,13 @@ def progress_of(log: str, *, ended: bool = False) -> str:
     return found[-1][:160] if found else ""
 
 
-def _table(views: Iterable[StageView]) -> Table:
-    table = Table(box=None, pad_edge=False)
-    table.add_column("stage")
-    table.add_column("state")
-    table.add_column("seconds", justify="right")
-    table.add_column("progress", overflow="ellipsis", no_wrap=True)
+def stage_table(views: Iterable[StageView]) -> Table:
+    """The live view: a row for each stage."""
+    table = Table(box=None, pad_edge=False, expand=True)
+    table.add_column("stage", no_wrap=True)
+    table.add_column("state", no_wrap=True)
+    table.add_column("seconds", justify="right", no_wrap=True)
+    table.add_column("progress", overflow="ellipsis", no_wrap=True, ratio=1)  # what is cut on a narrow terminal
     for view in views:
         seconds = f"{view.seconds:.0f}" if view.seconds else ""
         style = STYLES.get(view.state, "dim")
