@@ -48,10 +48,12 @@ def test_a_mistake_of_the_user_is_not_tried_again(running: Running) -> None:
 
 
 def test_marking_a_task_failed_stops_its_job(running: Running) -> None:
-    running.start("shell_job", "killed", {"command": "sleep 100"})
-    until(lambda: (job := running.job_of("killed")) and job.status == "RUNNING")
+    running.start("shell_job", "killed", {"command": "echo started; sleep 100"})
+    # Until the triggerer runs the trigger there is nobody to stop the job: housekeeping would, within the hour.
     task = "/dags/shell_job/dagRuns/killed/taskInstances/job"
+    until(lambda: (job := running.job_of("killed")) and job.status == "RUNNING")
     until(lambda: running.airflow.ask("GET", task)["state"] == "deferred")
+    until(lambda: "started" in [line["event"] for line in running.airflow.ask("GET", f"{task}/logs/1")["content"]])
     running.airflow.ask("PATCH", task, {"new_state": "failed"})
     until(lambda: (job := running.job_of("killed")) and job.status == "STOPPED")
 

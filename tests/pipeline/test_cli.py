@@ -149,7 +149,11 @@ def test_a_mistyped_command_line_is_the_users_mistake(
 
 def test_an_interrupt_ends_with_130(tmp_path: Path) -> None:
     recipe = folder_recipe(tmp_path, fill(tmp_path / "images"))
-    command = [sys.executable, "-m", "pipeline.cli", "run", recipe, "--store", f"file://{tmp_path}/store"]
+    # A shell starts what it puts into the background with interrupts ignored, and that is inherited: undo it.
+    code = (
+        "import signal; signal.signal(signal.SIGINT, signal.default_int_handler); from pipeline.cli import main; main()"
+    )
+    command = [sys.executable, "-c", code, "run", recipe, "--store", f"file://{tmp_path}/store"]
     process = subprocess.Popen([*command, "--set", "models.vae.steps=1000000"], stderr=subprocess.PIPE, text=True)
     assert process.stderr is not None
     for line in process.stderr:
