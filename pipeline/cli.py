@@ -120,10 +120,10 @@ def run(
 
 
 def _show(result: tuple[dict[str, Any], list[Any]], as_json: bool) -> None:
-    for part in result[1]:
-        console.print(part, markup=False)
-    if as_json:
-        report(True, result[0], "")
+    if as_json:  # a person may watch, too
+        for part in result[1]:
+            console.print(part, markup=False)
+    report(as_json, result[0], *result[1])
 
 
 @app.command()
@@ -138,10 +138,8 @@ def check(recipe: RecipeArgument, store: StoreOption = None, set_: SetOption = N
     check_models(parsed)
     with opened_store(store, settings) as place:
         stages = plan(place, parsed)
-    if json_:
-        report(True, {"recipe": parsed.name, "stages": [stage.model_dump(mode="json") for stage in stages]}, "")
-    else:
-        console.print(plan_table(parsed, stages))
+    result = {"recipe": parsed.name, "stages": [stage.model_dump(mode="json") for stage in stages]}
+    report(json_, result, plan_table(parsed, stages))
 
 
 @app.command()
@@ -211,10 +209,7 @@ def list_(store: StoreOption = None, json_: JsonOption = False) -> None:
 
     with opened_store(store, Settings.from_environment()) as place:
         found = listing(place)
-        if json_:
-            report(True, {"store": place.uri, "records": found}, "")
-        else:
-            console.print(listing_table(place.uri, found))
+        report(json_, {"store": place.uri, "records": found}, listing_table(place.uri, found))
 
 
 @app.command()
@@ -231,11 +226,7 @@ def show(
     by_name = "@" in target and "/" not in target
     with opened_store(store if by_name else split_uri(target)[0], settings) as place:
         record = releases.resolve(place, target) if by_name else open_record(target)[1]
-        located = Located.of(place, record)
-        if json_:
-            report_record(True, located, "")
-        else:
-            console.print(record_table(located))
+        report_record(json_, Located.of(place, record), record_table(Located.of(place, record)))
 
 
 @app.command()
@@ -254,11 +245,12 @@ def up(
 
 
 @app.command()
-def down() -> None:
+def down(json_: JsonOption = False) -> None:
     """Stop what `atelier up` started."""
     from pipeline import stack
 
-    say("stopped" if stack.down(Settings.from_environment().home) else "nothing was running")
+    stopped = stack.down(Settings.from_environment().home)
+    report(json_, {"stopped": stopped}, "stopped" if stopped else "nothing was running")
 
 
 def main() -> None:

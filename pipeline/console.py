@@ -5,7 +5,6 @@ line. An error is one line; exit status 2 is the user's mistake, 1 a failure.
 """
 
 import json
-import os
 import sys
 import traceback
 from collections.abc import Callable, Iterator
@@ -13,12 +12,12 @@ from contextlib import contextmanager
 from typing import Annotated, Any
 
 import typer
-from rich.console import Console
+from rich.console import Console, RenderableType
 
 from pipeline.artifacts import Located
 from pipeline.errors import AtelierError
 from pipeline.recipe import Recipe, load_recipe
-from pipeline.settings import Settings
+from pipeline.settings import Settings, update_environment
 from pipeline.store import Store, open_store
 
 RecipeArgument = Annotated[
@@ -40,6 +39,7 @@ JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object,
 
 EMBEDDED_STORE = "s3://atelier"  # without AWS_ENDPOINT_URL_S3, URIs in it mean the embedded store
 
+PIPE_COLUMNS = 200  # a pipe has no width of its own, and a URI that is cut in two cannot be found or copied
 console = Console(stderr=True, highlight=False, soft_wrap=True)
 
 
@@ -48,14 +48,20 @@ def say(line: str) -> None:
     console.print(line, markup=False)
 
 
-def report(as_json: bool, result: dict[str, Any], text: str) -> None:
-    """A verb's result: `text` for a person, one JSON object for a program."""
-    print(json.dumps(result, sort_keys=True) if as_json else text, flush=True)
+def report(as_json: bool, result: dict[str, Any], *shown: RenderableType) -> None:
+    """A verb's result on stdout: what is `shown` for a person, one JSON object for a program."""
+    if as_json:
+        print(json.dumps(result, sort_keys=True), flush=True)
+        return
+    width = None if sys.stdout.isatty() else PIPE_COLUMNS
+    stdout = Console(highlight=False, emoji=False, soft_wrap=True, width=width)
+    for part in shown:
+        stdout.print(part, markup=False)
 
 
-def report_record(as_json: bool, located: Located, text: str) -> None:
+def report_record(as_json: bool, located: Located, shown: RenderableType) -> None:
     """A verb's result where it is a record."""
-    report(as_json, {"uri": located.uri, "record": located.record.model_dump(mode="json")}, text)
+    report(as_json, {"uri": located.uri, "record": located.record.model_dump(mode="json")}, shown)
 
 
 def read_recipe(reference: str, overrides: list[str] | None, settings: Settings) -> Recipe:
@@ -74,7 +80,7 @@ def opened_store(uri: str | None, settings: Settings) -> Iterator[Store]:
     from pipeline import weed
 
     with weed.running(settings.home) as state:
-        os.environ.update(state.environment())
+        update_environment(state.environment())
         yield open_store(uri or weed.STORE_URI)
 
 

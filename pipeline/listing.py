@@ -50,9 +50,10 @@ def about(record: AnyRecord) -> str:
 
 def listing_table(uri: str, found: list[dict[str, Any]]) -> Table:
     """The listing as a table."""
-    table = Table(title=uri, title_justify="left")
-    for column in ("kind", "uri", "about"):
-        table.add_column(column, overflow="fold")
+    table = Table(title=uri, title_justify="left", box=None, pad_edge=False)
+    table.add_column("kind", no_wrap=True)
+    table.add_column("uri", no_wrap=True)  # whole on any terminal: it is there to be copied
+    table.add_column("about", overflow="fold")
     for row in found:
         table.add_row(row["kind"], row["uri"], row["about"])
     return table

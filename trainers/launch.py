@@ -5,7 +5,6 @@ this Ray job (RAY_ADDRESS), or on one that lives as long as this process. A work
 and goes on from the newest complete checkpoint; so does a later call for the same run.
 """
 
-import os
 import threading
 import time
 from collections.abc import Iterator
@@ -19,7 +18,7 @@ from pipeline import plan
 from pipeline.artifacts import Dataset, Run, find, load
 from pipeline.errors import AtelierError, RecipeError, TrainingError
 from pipeline.recipe import ClusterSpec, Recipe, check_models, load_recipe
-from pipeline.settings import Settings
+from pipeline.settings import Settings, update_environment
 from pipeline.store import Store, open_store
 from trainers import loop
 from trainers.engine import DeepSpeedEngine, Engine, TorchEngine
@@ -71,9 +70,9 @@ def _device(cluster: ClusterSpec, has_gpu: bool) -> str:
 
 
 def _train_on_ray(task: Task, settings: Settings, say: Say) -> None:
-    os.environ.update(RAY_VARIABLES)
+    update_environment(RAY_VARIABLES)
     if settings.ray_address is None:
-        os.environ[RAY_ON_LOOPBACK] = "0"
+        update_environment({RAY_ON_LOOPBACK: "0"})
     try:
         import ray
         from ray import train as ray_train

@@ -17,7 +17,7 @@ import pytest
 from pipeline import servers, stack, weed
 from pipeline.errors import StackError, UserError
 from pipeline.jobs import JobsClient, entrypoint_of
-from pipeline.processes import Server, process_of
+from pipeline.processes import Server, members, process_of
 from pipeline.store import open_store
 
 pytestmark = pytest.mark.stack
@@ -102,6 +102,13 @@ def test_two_stacks_stand_side_by_side_and_one_that_lost_a_server_starts_anew(ho
             assert up.ray is not None
             header = {"Authorization": f"Bearer {up.ray.token}"}
             assert httpx.get(f"{up.ray.dashboard}/api/jobs/", headers=header).json() == []
+            listening = {
+                connection.laddr.ip
+                for process in members(up.servers, up.mark)
+                for connection in process.net_connections("tcp")
+                if connection.status == psutil.CONN_LISTEN
+            }
+            assert listening and listening <= {"127.0.0.1", "::ffff:127.0.0.1", "::1"}
         assert one.ray is not None and one.ray.dashboard.endswith(f":{port}")
 
         os.kill(other.servers[0].pid, signal.SIGKILL)
