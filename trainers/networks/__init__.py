@@ -1,0 +1,1 @@
+"""Building blocks that more than one network family is made of. A block knows shapes and widths, not losses."""
