@@ -71,11 +71,11 @@ def test_latent_is_drawn_from_the_posterior() -> None:
 
 
 def test_importance_weighted_loss_is_the_bound_of_the_same_draws_with_the_warm_up_on_the_ratio() -> None:
-    model, network = make(importance_samples=6, kl_warmup_steps=10, beta=2.0)
+    model, network = make(importance_samples=6, kl_warmup_steps=10, beta=3.0)
     batch = batch_of(3)
     loss, metrics = model.phases[0].loss(model.networks, batch, noise_of(batch), 4)
     terms: Terms = network(batch.images_BCHW, batch.labels_B, noise_of(batch).normal(6, 32))
-    weights = torch.exp(2.0 * 0.5 * terms.log_ratio_BK.double() - terms.distortion_BK.double())
+    weights = torch.exp(3.0 * 0.5 * terms.log_ratio_BK.double() - terms.distortion_BK.double())
     torch.testing.assert_close(loss.double(), -weights.mean(1).log().mean(), rtol=1e-5, atol=1e-5)
     torch.testing.assert_close(metrics["distortion"], terms.distortion_BK.mean().detach())
     assert terms.distortion_BK.std(1).min() > 0  # each draw has noise of its own
