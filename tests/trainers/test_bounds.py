@@ -46,8 +46,8 @@ def set_exact_posterior(network: Vae) -> MultivariateNormal:
         network.decoder.first.bias.copy_(bias)
         weight, offset = network.encoder.first.weight, network.encoder.first.bias
         weight.zero_()
-        weight[:2] = to_mean / 2  # the encoder sees 2 x - 1
-        offset[:2] = to_mean @ (0.5 - bias)
+        weight[:2] = to_mean
+        offset[:2] = -to_mean @ bias
         offset[2:] = -precision.log()
     covariance = loadings @ loadings.T + SCALE**2 * torch.eye(6, dtype=torch.float64)
     return MultivariateNormal(bias, covariance)
