@@ -1,166 +1,63 @@
 """The generative adversarial network (Goodfellow et al. 2014), conditional where images carry labels.
 
-Two networks and two phases a step: the discriminator, with exact zero-centred gradient penalties on real (R1)
-and generated (R2) images, then the generator. `relativistic` is the loss of R3GAN (Huang et al. 2024), whose
-habits the networks follow: no normalisation layers, bilinear resampling, Adam with beta1 0. The discriminator
-meets the class by projection (Miyato & Koyama 2018), the generator by an embedding beside its latent.
+Two networks and two phases a step: the discriminator, with zero-centred gradient penalties on real (R1) and generated
+(R2) images, then the generator. `relativistic` is the loss of R3GAN (Huang et al. 2024), whose habits the networks
+follow: no normalisation layers, bilinear resampling, Adam with beta1 0. The discriminator meets the class by projection
+(Miyato & Koyama 2018), the generator by an embedding beside its latent.
 
 The networks see images in [-1, 1].
-Shape legend: B images, C channels, H height, W width, Z latent size, F features.
+Shape legend: B images, P packs of M images, C channels, H height, W width, Z latent size.
 """
 
-import itertools
-import math
-from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Self
 
 import torch
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch import Tensor, nn
-from torch.nn import functional
 
-from trainers.families import Adam, Batch, DataShape, FamilyConfig, Model, Networks, Noise, Phase
-
-
-@dataclass(frozen=True)
-class Preset:
-    """Sizes of the networks."""
-
-    widths: tuple[int, ...]  # channels after each halving of the image; the last one repeats
-    hidden: int  # features of each dense layer
-    smallest: int  # images are halved while they stay at least this large
+from trainers import adaptive, adversarial
+from trainers.adversarial import LossName
+from trainers.families import Adam, Batch, DataShape, Model, Networks, Noise, Phase
+from trainers.networks import players
+from trainers.networks.players import Discriminator, PlayersConfig
 
 
-PRESETS = {"tiny": Preset(widths=(16, 32), hidden=256, smallest=4)}
-
-
-class Config(FamilyConfig):
+class Config(PlayersConfig):
     """The GAN's fields of a recipe's model section."""
 
-    preset: Literal["tiny"] = "tiny"
-    latent_size: Annotated[int, Field(ge=1, le=4096)] = 64
-    loss: Literal["non_saturating", "relativistic"] = "relativistic"
+    loss: LossName = "relativistic"
     r1_gamma: Annotated[float, Field(ge=0.0, le=1e6)] = 1.0
     r2_gamma: Annotated[float, Field(ge=0.0, le=1e6)] = 1.0
+    gamma_decay: Annotated[float, Field(gt=0.0, le=1.0)] = 1.0  # what both gammas are multiplied by in the end
+    gamma_decay_steps: Annotated[int, Field(ge=0)] = 0  # of the way there, which is geometric; 0: no decay
+    penalty: Literal["exact", "perturbed"] = "exact"  # perturbed: no double backward
+    penalty_sigma: Annotated[float, Field(gt=0.0, le=1.0)] = 0.01  # of the perturbation, where pixels are in [-1, 1]
+    pack: Annotated[int, Field(ge=1, le=16)] = 1  # images that the discriminator judges together
+    ada_target: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.0  # mean sign of real logits (0.6 in the paper); 0: off
+    ada_images: Annotated[int, Field(ge=1)] = 500_000  # images in which the chance may go from 0 to 1
     lr: Annotated[float, Field(gt=0.0, le=1.0)] = 1e-3
     beta2: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.99
     lr_warmup_steps: Annotated[int, Field(ge=0)] = 50
     lr_decay: Literal["none", "cosine"] = "none"  # measured: decay made the samples worse
 
+    @model_validator(mode="after")
+    def _fields_fit_together(self) -> Self:
+        """A field that would be ignored is refused, with the setting that it belongs to."""
+        needs = {
+            "penalty_sigma": (self.penalty == "perturbed", "penalty: perturbed"),
+            "ada_images": (self.ada_target > 0, "ada_target above 0"),
+            "gamma_decay": (self.gamma_decay_steps > 0, "gamma_decay_steps above 0"),
+        }
+        for field, (fits, setting) in needs.items():
+            if field in self.model_fields_set and not fits:
+                raise ValueError(f"{field} is used with {setting} only")
+        return self
 
-def discriminator_loss(kind: str, real_B: Tensor, fake_B: Tensor) -> Tensor:
-    """The discriminator's adversarial loss of logits on pairs of real and generated images: a scalar.
-
-    `non_saturating`: softplus(-D(x)) + softplus(D(G(z))) (Goodfellow et al. 2014). `relativistic`:
-    softplus(-(D(x) - D(G(z)))) (Jolicoeur-Martineau 2019, 'RpGAN').
-    """
-    if kind == "relativistic":
-        return functional.softplus(fake_B - real_B).mean()
-    return functional.softplus(-real_B).mean() + functional.softplus(fake_B).mean()
-
-
-def generator_loss(kind: str, real_B: Tensor, fake_B: Tensor) -> Tensor:
-    """The generator's loss of the same logits: a scalar. It wants the opposite, by the same softplus."""
-    if kind == "relativistic":
-        return functional.softplus(real_B - fake_B).mean()
-    return functional.softplus(-fake_B).mean()
-
-
-def accuracies(kind: str, real_B: Tensor, fake_B: Tensor) -> dict[str, Tensor]:
-    """Shares of logits on the right side: of 0, or (`relativistic`, where 0 means nothing) of their partner's."""
-    if kind == "relativistic":
-        return {"pair_accuracy": (real_B > fake_B).float().mean()}
-    return {
-        "real_accuracy": (real_B > 0).float().mean(),
-        "fake_accuracy": (fake_B < 0).float().mean(),
-    }
-
-
-def gradient_penalty(logits_B: Tensor, images_BCHW: Tensor) -> Tensor:
-    """Mean over images of ||d logit / d image||^2, differentiable (R1 of Mescheder et al. 2018): a scalar.
-
-    Each logit depends on its own image only, so the gradient of the sum holds the gradient of each.
-    """
-    (gradient_BCHW,) = torch.autograd.grad(logits_B.sum(), images_BCHW, create_graph=True)
-    return gradient_BCHW.square().flatten(1).sum(1).mean()
-
-
-def pyramid(preset: Preset, shape: DataShape) -> tuple[list[int], tuple[int, int]]:
-    """Channels before and after each halving of the image, and the (height, width) at the end."""
-    widths, height, width = [shape.channels], shape.height, shape.width
-    while min(height, width) >= 2 * preset.smallest and not (height % 2 or width % 2):
-        height, width = height // 2, width // 2
-        widths.append(preset.widths[min(len(widths), len(preset.widths)) - 1])
-    return widths, (height, width)
-
-
-class Generator(nn.Module):
-    """Dense layers, then convolutions that each follow a bilinear doubling of the image.
-
-    The tanh at the end departs from R3GAN: strokes on black are mostly extreme pixels, which a linear output meets
-    only with noise around them, and the discriminator then lives on that noise.
-    """
-
-    def __init__(self, config: Config, shape: DataShape) -> None:
-        super().__init__()
-        preset = PRESETS[config.preset]
-        widths, grid = pyramid(preset, shape)
-        self.grid = (widths[-1], *grid)
-        self.first = nn.Linear(config.latent_size, preset.hidden)
-        self.classes = nn.Embedding(shape.num_classes, preset.hidden) if shape.num_classes else None
-        self.dense = nn.Sequential(
-            nn.LeakyReLU(0.2),
-            nn.Linear(preset.hidden, preset.hidden),
-            nn.LeakyReLU(0.2),
-            nn.Linear(preset.hidden, math.prod(self.grid)),
-        )
-        self.up = nn.Sequential()
-        for before, after in itertools.pairwise(reversed(widths)):
-            self.up.extend(
-                [
-                    nn.LeakyReLU(0.2),
-                    nn.Upsample(scale_factor=2, mode="bilinear", align_corners=False),
-                    nn.Conv2d(before, after, 3, padding=1),
-                ]
-            )
-
-    def forward(self, z_BZ: Tensor, labels_B: Tensor) -> Tensor:
-        """Images (B, C, H, W) in [-1, 1]."""
-        hidden_BF = self.first(z_BZ)
-        if self.classes is not None:
-            hidden_BF = hidden_BF + self.classes(labels_B)
-        images_BCHW: Tensor = self.up(self.dense(hidden_BF).unflatten(1, self.grid))
-        return images_BCHW.tanh()
-
-
-class Discriminator(nn.Module):
-    """Strided convolutions, dense layers, and a logit: linear in the features, plus one for the class."""
-
-    def __init__(self, config: Config, shape: DataShape) -> None:
-        super().__init__()
-        preset = PRESETS[config.preset]
-        widths, grid = pyramid(preset, shape)
-        self.down = nn.Sequential()
-        for before, after in itertools.pairwise(widths):
-            self.down.extend([nn.Conv2d(before, after, 4, stride=2, padding=1), nn.LeakyReLU(0.2)])
-        self.dense = nn.Sequential(
-            nn.Linear(widths[-1] * math.prod(grid), preset.hidden),
-            nn.LeakyReLU(0.2),
-            nn.Linear(preset.hidden, preset.hidden),
-            nn.LeakyReLU(0.2),
-        )
-        # The relativistic loss sees differences of logits only: a bias would drift.
-        self.logit = nn.Linear(preset.hidden, 1, bias=config.loss != "relativistic")
-        self.classes = nn.Linear(preset.hidden, shape.num_classes, bias=False) if shape.num_classes else None
-
-    def forward(self, images_BCHW: Tensor, labels_B: Tensor) -> Tensor:
-        """Logits (B,): how real each image looks as one of its class."""
-        features_BF = self.dense(self.down(images_BCHW).flatten(1))
-        logits_B: Tensor = self.logit(features_BF).squeeze(1)
-        if self.classes is not None:
-            logits_B = logits_B + self.classes(features_BF).gather(1, labels_B[:, None]).squeeze(1)
-        return logits_B
+    def gammas(self, step: int) -> dict[str, float]:
+        """The penalties' weights of a step. They fall as in R3GAN's recipe (Huang et al. 2024), here geometrically."""
+        done = min(1.0, step / self.gamma_decay_steps) if self.gamma_decay_steps else 0.0
+        factor: float = self.gamma_decay**done
+        return {"r1": self.r1_gamma * factor, "r2": self.r2_gamma * factor}
 
 
 class GanModel(Model):
@@ -168,7 +65,15 @@ class GanModel(Model):
 
     def __init__(self, config: Config, shape: DataShape) -> None:
         self.config = config
-        self.networks = {"generator": Generator(config, shape), "discriminator": Discriminator(config, shape)}
+        generator = players.make_generator(config, shape)
+        discriminator = Discriminator(
+            players.make_trunk(config, shape, config.pack),
+            shape.num_classes,
+            # A loss that sees differences of logits only would let a bias drift.
+            bias=config.loss not in adversarial.ONLY_DIFFERENCES,
+            adaptive=config.ada_target > 0,
+        )
+        self.networks = {"generator": generator, "discriminator": discriminator}
         adam = Adam(
             lr=config.lr,
             beta1=0.0,
@@ -184,41 +89,77 @@ class GanModel(Model):
         self.sampler = "generator"
         self.latent_size = config.latent_size
 
+    def _generate(self, networks: Networks, batch: Batch, noise: Noise) -> Tensor:
+        images_BCHW = networks["generator"](noise.normal(self.latent_size), batch.labels_B)
+        return players.bounded(images_BCHW, self.config)
+
+    def _shown(self, images_BCHW: Tensor, discriminator: nn.Module, noise: Noise) -> Tensor:
+        """Images (B, C, H, W) as the discriminator meets them: augmented where it is on, in packs (P, M * C, H, W)."""
+        if self.config.ada_target > 0:
+            assert isinstance(discriminator.chance, Tensor)
+            images_BCHW = adaptive.augmented(images_BCHW, discriminator.chance, noise)
+        return players.packed(images_BCHW, self.config.pack)
+
     def _discriminator_phase(
         self, networks: Networks, batch: Batch, noise: Noise, step: int
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        discriminator: Callable[[Tensor, Tensor], Tensor] = networks["discriminator"]
-        with torch.no_grad():
-            fake_BCHW = networks["generator"](noise.normal(self.latent_size), batch.labels_B)
-        real_BCHW = 2 * batch.images_BCHW - 1
-        penalties = {"r1": self.config.r1_gamma, "r2": self.config.r2_gamma}
-        real_BCHW.requires_grad_(self.config.r1_gamma > 0)
-        fake_BCHW.requires_grad_(self.config.r2_gamma > 0)
-        real_B, fake_B = discriminator(real_BCHW, batch.labels_B), discriminator(fake_BCHW, batch.labels_B)
+        config, discriminator = self.config, networks["discriminator"]
+        labels_PM = players.packed(batch.labels_B, config.pack)
 
-        loss = discriminator_loss(self.config.loss, real_B, fake_B)
-        metrics = {"adversarial": loss.detach(), **accuracies(self.config.loss, real_B, fake_B)}
-        for name, logits_B, images_BCHW in (("r1", real_B, real_BCHW), ("r2", fake_B, fake_BCHW)):
-            if penalties[name] > 0:
-                penalty = gradient_penalty(logits_B, images_BCHW)
-                loss = loss + 0.5 * penalties[name] * penalty
-                metrics[name] = penalty.detach()
+        def critic(images_PCHW: Tensor) -> Tensor:
+            logits_P: Tensor = discriminator(images_PCHW, labels_PM)
+            return logits_P
+
+        with torch.no_grad():
+            fake_PCHW = self._shown(self._generate(networks, batch, noise), discriminator, noise)
+            real_PCHW = self._shown(2 * batch.images_BCHW - 1, discriminator, noise)
+        gammas = config.gammas(step)
+        real_PCHW.requires_grad_(config.penalty == "exact" and config.r1_gamma > 0)
+        fake_PCHW.requires_grad_(config.penalty == "exact" and config.r2_gamma > 0)
+        real_P, fake_P = critic(real_PCHW), critic(fake_PCHW)
+        loss = adversarial.discriminator_loss(config.loss, real_P, fake_P)
+        metrics = {"adversarial": loss.detach(), **adversarial.accuracies(config.loss, real_P, fake_P)}
+        for name, logits_P, images_PCHW in (("r1", real_P, real_PCHW), ("r2", fake_P, fake_PCHW)):
+            if gammas[name] == 0:
+                continue
+            if config.penalty == "exact":
+                penalty = adversarial.gradient_penalty(logits_P, images_PCHW)
+            else:
+                direction_PCHW = players.packed(noise.normal(*batch.images_BCHW.shape[1:]), config.pack)
+                penalty = adversarial.perturbed_penalty(
+                    critic, logits_P, images_PCHW, direction_PCHW, config.penalty_sigma
+                )
+            loss = loss + 0.5 * gammas[name] * penalty
+            metrics[name] = penalty.detach()
+        if config.ada_target > 0:
+            metrics |= self._adapt(discriminator, real_P, fake_P, batch)
         return loss, metrics
+
+    def _adapt(self, discriminator: nn.Module, real_P: Tensor, fake_P: Tensor, batch: Batch) -> dict[str, Tensor]:
+        """Move the chance for the next step. Logits count from 0 or, where it means nothing, from their partner's."""
+        assert isinstance(discriminator.chance, Tensor)
+        reference_P = fake_P if self.config.loss in adversarial.ONLY_DIFFERENCES else torch.zeros_like(real_P)
+        sign = adaptive.overfitting(real_P, reference_P, batch.global_size // self.config.pack)
+        adaptive.adapt(discriminator.chance, sign, self.config.ada_target, batch.global_size / self.config.ada_images)
+        return {"overfitting": sign.mean(), "augment_chance": discriminator.chance.mean()}
 
     def _generator_phase(
         self, networks: Networks, batch: Batch, noise: Noise, step: int
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        fake_BCHW = networks["generator"](noise.normal(self.latent_size), batch.labels_B)
-        fake_B = networks["discriminator"](fake_BCHW, batch.labels_B)
-        with torch.no_grad():
-            real_B = networks["discriminator"](2 * batch.images_BCHW - 1, batch.labels_B)
-        loss = generator_loss(self.config.loss, real_B, fake_B)
-        return loss, {"pixel_std": fake_BCHW.detach().std(0).mean()}
+        discriminator = networks["discriminator"]
+        labels_PM = players.packed(batch.labels_B, self.config.pack)
+        fake_BCHW = self._generate(networks, batch, noise)
+        fake_P = discriminator(self._shown(fake_BCHW, discriminator, noise), labels_PM)
+        real_P = fake_P.detach()
+        if self.config.loss == "relativistic":  # the others do not look at it
+            with torch.no_grad():
+                real_P = discriminator(self._shown(2 * batch.images_BCHW - 1, discriminator, noise), labels_PM)
+        loss = adversarial.generator_loss(self.config.loss, real_P, fake_P)
+        return loss, {"pixel_std": players.spread(fake_BCHW)}
 
     def decode(self, network: nn.Module, z_BZ: Tensor, labels_B: Tensor) -> Tensor:
         """The generator's images, moved to [0, 1]."""
-        images_BCHW: Tensor = network(z_BZ, labels_B)
-        return (images_BCHW + 1) / 2
+        return players.to_unit(players.bounded(network(z_BZ, labels_B), self.config))
 
 
 def build(config: Config, shape: DataShape) -> Model:

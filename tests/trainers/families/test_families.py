@@ -104,7 +104,7 @@ def test_unknown_field_and_wrong_value_are_refused_with_the_choices(family: str)
 
 
 def test_unknown_family_is_refused_with_the_choices() -> None:
-    with pytest.raises(RecipeError, match=r"models\.m\.family: expected one of gan, vae, got 'flow'"):
+    with pytest.raises(RecipeError, match=r"models\.m\.family: expected one of gan, vae, vaegan, got 'flow'"):
         families.check_model("flow", {}, "models.m")
 
 
