@@ -25,32 +25,33 @@ class Mixture:
     name: str
     means_KD: Tensor
     sigma: float
-    reach: float  # the square [-reach, reach]^2 that stands for an image's [0, 1]
 
     def draw(self, count: int, generator: torch.Generator) -> Tensor:
         """Points (N, D)."""
         modes_N = torch.randint(len(self.means_KD), (count,), generator=generator)
         return self.means_KD[modes_N] + self.sigma * torch.randn(count, 2, generator=generator)
 
-    def to_unit(self, points_ND: Tensor) -> Tensor:
-        """Points as images (N, 2, 1, 1), the square moved to [0, 1]: how they enter a family's networks."""
-        return ((points_ND / self.reach + 1) / 2)[:, :, None, None]
-
-    def from_unit(self, images_NCHW: Tensor) -> Tensor:
-        """The points (N, D) of such images."""
-        return (2 * images_NCHW.flatten(1) - 1) * self.reach
-
 
 def ring8() -> Mixture:
     """Eight modes on the unit circle, standard deviation 0.01."""
     angles_K = torch.arange(8) * (2 * math.pi / 8)
-    return Mixture("ring8", torch.stack([angles_K.cos(), angles_K.sin()], 1), sigma=0.01, reach=1.5)
+    return Mixture("ring8", torch.stack([angles_K.cos(), angles_K.sin()], 1), sigma=0.01)
 
 
 def grid25() -> Mixture:
     """Twenty-five modes at {-4, -2, 0, 2, 4}^2, standard deviation 0.05."""
     line = torch.tensor([-4.0, -2.0, 0.0, 2.0, 4.0])
-    return Mixture("grid25", torch.cartesian_prod(line, line), sigma=0.05, reach=6.0)
+    return Mixture("grid25", torch.cartesian_prod(line, line), sigma=0.05)
+
+
+def to_images(points_ND: Tensor, scale: float) -> Tensor:
+    """Points as images (N, 2, 1, 1) of which an adversarial family's networks see `scale * point`; not in [0, 1]."""
+    return ((scale * points_ND + 1) / 2)[:, :, None, None]
+
+
+def from_network(output_NCHW: Tensor, scale: float) -> Tensor:
+    """The points (N, D) of a generator's own, linear output (N, 2, 1, 1)."""
+    return output_NCHW.flatten(1) / scale
 
 
 @dataclass(frozen=True)

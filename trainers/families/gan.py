@@ -67,7 +67,7 @@ class GanModel(Model):
         self.config = config
         generator = players.make_generator(config, shape)
         discriminator = Discriminator(
-            players.make_trunk(config, shape, config.pack),
+            players.make_trunk(config, shape, config.pack, config.discriminator_hidden),
             shape.num_classes,
             # A loss that sees differences of logits only would let a bias drift.
             bias=config.loss not in adversarial.ONLY_DIFFERENCES,

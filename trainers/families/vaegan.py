@@ -76,7 +76,7 @@ class VaeGanModel(Model):
         self.networks = {
             "autoencoder": Autoencoder(config, shape),
             "discriminator": Discriminator(
-                players.make_trunk(config, shape),
+                players.make_trunk(config, shape, hidden=config.discriminator_hidden),
                 shape.num_classes,
                 bias=config.loss not in adversarial.ONLY_DIFFERENCES,  # it would drift
             ),

@@ -15,6 +15,9 @@ from trainers.networks.residual import BASE, LARGE, ResidualGenerator, ResidualT
 from trainers.networks.strided import TINY, StridedGenerator, StridedTrunk
 from trainers.networks.trunk import Trunk
 
+Width = Annotated[int, Field(ge=1, le=65536)]
+Hidden = Annotated[tuple[Width, ...], Field(min_length=2, max_length=16)]
+
 RESIDUAL = {"base": BASE, "large": LARGE}
 
 
@@ -23,11 +26,8 @@ class PlayersConfig(FamilyConfig):
 
     preset: Literal["tiny", "base", "large"] = "tiny"  # of the convolutional networks
     network: Literal["conv", "mlp"] = "conv"
-    hidden: Annotated[tuple[Annotated[int, Field(ge=1, le=65536)], ...], Field(min_length=2, max_length=16)] = (
-        128,
-        128,
-        128,
-    )  # layers of `mlp`
+    hidden: Hidden = (128, 128, 128)  # layers of `mlp`
+    discriminator_hidden: Hidden | None = None  # of its discriminator; none: the same
     latent_size: Annotated[int, Field(ge=1, le=4096)] = 64
     # tanh departs from R3GAN: strokes on black are mostly extreme pixels, which a linear output meets only with noise
     # around them, and the discriminator then lives on that noise.
@@ -36,7 +36,7 @@ class PlayersConfig(FamilyConfig):
     @model_validator(mode="after")
     def _network_has_its_fields(self) -> Self:
         """A field that would be ignored is refused, with the setting that it belongs to."""
-        for field, network in (("preset", "conv"), ("hidden", "mlp")):
+        for field, network in (("preset", "conv"), ("hidden", "mlp"), ("discriminator_hidden", "mlp")):
             if field in self.model_fields_set and self.network != network:
                 raise ValueError(f"{field} is used with network: {network} only")
         return self
@@ -61,11 +61,11 @@ def make_generator(config: PlayersConfig, shape: DataShape) -> nn.Module:
     return ResidualGenerator(RESIDUAL[config.preset], config.latent_size, shape)
 
 
-def make_trunk(config: PlayersConfig, shape: DataShape, pack: int = 1) -> Trunk:
-    """Images (B, pack * C, H, W) in [-1, 1] -> features."""
+def make_trunk(config: PlayersConfig, shape: DataShape, pack: int = 1, hidden: Hidden | None = None) -> Trunk:
+    """Images (B, pack * C, H, W) in [-1, 1] -> features; `hidden` layers of `mlp` instead of the config's."""
     size = (shape.channels * pack, shape.height, shape.width)
     if config.network == "mlp":
-        return MlpTrunk(config.hidden, *size)
+        return MlpTrunk(hidden or config.hidden, *size)
     if config.preset == "tiny":
         return StridedTrunk(TINY, *size)
     return ResidualTrunk(RESIDUAL[config.preset], *size)
