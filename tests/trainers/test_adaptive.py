@@ -1,11 +1,14 @@
 """Adaptive augmentation: each operation against numpy, derivatives of both orders, and the controller."""
 
 import math
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+import torch.distributed as dist
 from torch import Tensor
+from torch.multiprocessing.spawn import spawn
 
 from trainers import adaptive
 from trainers.families import Noise
@@ -94,3 +97,22 @@ def test_sign_of_overfitting_is_the_mean_sign() -> None:
     logits_B, zeros_B = torch.tensor([3.0, -1.0, 0.5, 0.2]), torch.zeros(4)
     assert adaptive.overfitting(logits_B, zeros_B, 4).tolist() == [0.5]
     assert adaptive.overfitting(logits_B, torch.full((4,), 0.4), 4).tolist() == [0.0]
+
+
+LOGITS = [3.0, -1.0, 0.5, 0.2, -0.3, 0.0, 7.0]
+
+
+def worker(rank: int, folder: str) -> None:
+    dist.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=2)
+    own_B = torch.tensor(LOGITS)[rank::2]  # four and three
+    sign = adaptive.overfitting(own_B, torch.zeros_like(own_B), len(LOGITS))
+    Path(folder, f"sign-{rank}").write_bytes(sign.numpy().tobytes())
+    dist.barrier()
+    dist.destroy_process_group()
+
+
+def test_sign_of_overfitting_is_the_same_on_two_workers_as_on_one(tmp_path: Path) -> None:
+    spawn(worker, (str(tmp_path),), nprocs=2)  # type: ignore[no-untyped-call]
+    logits_B = torch.tensor(LOGITS)
+    alone = adaptive.overfitting(logits_B, torch.zeros_like(logits_B), len(LOGITS)).numpy().tobytes()
+    assert Path(tmp_path, "sign-0").read_bytes() == Path(tmp_path, "sign-1").read_bytes() == alone

@@ -286,3 +286,12 @@ def test_residual_networks_keep_the_signal_at_any_depth(preset: str, side: int) 
 def test_fields_that_would_be_ignored_are_refused(options: dict[str, object], message: str) -> None:
     with pytest.raises(RecipeError, match=message):
         families.check_model("gan", options, "models.m")
+
+
+@pytest.mark.parametrize("loss", ["relativistic", "non_saturating"])
+def test_overfitting_is_counted_on_real_images(loss: str) -> None:
+    """Mean sign of real logits: twice their accuracy less one, whichever the loss calls accuracy."""
+    _, metrics = phase_loss(make(ada_target=0.6, loss=loss), 0)
+    accuracy = metrics["pair_accuracy" if loss == "relativistic" else "real_accuracy"]
+    torch.testing.assert_close(metrics["overfitting"], 2 * accuracy - 1)
+    assert metrics["overfitting"] != 0
