@@ -31,7 +31,8 @@ class Config(PlayersConfig):
     kl_warmup_steps: Annotated[int, Field(ge=0)] = 200
     feature_weight: Annotated[float, Field(ge=0.0, le=1e6)] = 1.0  # of the distance between features
     pixel_weight: Annotated[float, Field(ge=0.0, le=1e6)] = 1.0  # of that between pixels; none in the paper
-    adversarial_weight: Annotated[float, Field(ge=0.0, le=1e6)] = 1.0  # of the decoder's game; 1 / gamma of the paper
+    # 1 / gamma of the paper. Measured on 8x8 digits, Frechet distance: 1 gives 6.4, 10 3.4, 100 1.3; a VAE 5.0.
+    adversarial_weight: Annotated[float, Field(ge=0.0, le=1e6)] = 100.0  # of the decoder's game
     r1_gamma: Annotated[float, Field(ge=0.0, le=1e6)] = 1.0
     r2_gamma: Annotated[float, Field(ge=0.0, le=1e6)] = 1.0
     lr: Annotated[float, Field(gt=0.0, le=1.0)] = 1e-3
