@@ -157,9 +157,9 @@ def ingest(
 ) -> None:
     """Read what is new in a recipe's source into shards and a dataset record."""
     from pipeline import ingest as stage
-    from pipeline import takedown
+    from pipeline.datasets import takedown
+    from pipeline.datasets.versions import ingested_lines
     from pipeline.progress import shown
-    from pipeline.versions import ingested_lines
 
     settings = Settings.from_environment()
     parsed = read_recipe(recipe, set_, settings)
@@ -183,7 +183,7 @@ def repair(
     dataset: Annotated[str, typer.Argument(help="URI of a dataset.", show_default=False)], json_: JsonOption = False
 ) -> None:
     """Check every shard of a dataset, and make those that are damaged or gone again from the source."""
-    from pipeline.repair import repair as make_again
+    from pipeline.datasets.repair import repair as make_again
 
     settings = Settings.from_environment()
     with opened_store(split_uri(dataset)[0], settings) as place:
@@ -252,7 +252,7 @@ def show(
 ) -> None:
     """Show one record."""
     from pipeline import releases
-    from pipeline.dataset_view import dataset_view, save_sheets
+    from pipeline.datasets.view import dataset_view, save_sheets
     from pipeline.listing import record_table
 
     settings = Settings.from_environment()

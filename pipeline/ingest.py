@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pipeline import __version__, checks, choosing, ledger, parts, sheets, tasks, versions
+from pipeline import __version__, tasks
 from pipeline.artifacts import (
     Changes,
     Dataset,
@@ -33,15 +33,16 @@ from pipeline.artifacts import (
     find,
     load,
 )
-from pipeline.croissant import croissant
+from pipeline.datasets import checks, choosing, ledger, parts, sheets, versions
+from pipeline.datasets.croissant import croissant
+from pipeline.datasets.ledger import Ledger
+from pipeline.datasets.packing import Job, pack
+from pipeline.datasets.versions import Head, Takedowns
 from pipeline.errors import IntegrityError, NotFound, SourceError
-from pipeline.ledger import Ledger
-from pipeline.packing import Job, pack
 from pipeline.recipe import Recipe
 from pipeline.settings import Settings
 from pipeline.shards import decode_shard, open_shard
 from pipeline.store import Store
-from pipeline.versions import Head, Takedowns
 
 REPORT_EVERY_SECONDS = 0.2
 STALE_SECONDS = 24 * 3600  # parts that a killed ingest of an earlier state left are removed after this

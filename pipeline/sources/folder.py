@@ -13,8 +13,8 @@ from typing import ClassVar, Literal
 
 from pipeline.artifacts import Rejected
 from pipeline.errors import SourceError
-from pipeline.locations import PathSource
-from pipeline.places import File, Location, address
+from pipeline.reading.locations import PathSource
+from pipeline.reading.places import File, Location, address
 from pipeline.sources import Item, Piece
 
 EXTENSIONS = ("png", "jpg", "jpeg", "webp", "bmp", "gif", "tif", "tiff")

@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING, BinaryIO, ClassVar, Literal, cast
 
 from pipeline.artifacts import Rejected
 from pipeline.errors import SourceError
-from pipeline.locations import PathSource
-from pipeline.places import File, Location
+from pipeline.reading.locations import PathSource
+from pipeline.reading.places import File, Location
 from pipeline.sources import Item, Piece
 
 if TYPE_CHECKING:

@@ -12,14 +12,14 @@ from typing import TYPE_CHECKING, Any, BinaryIO, ClassVar, Literal
 
 from pydantic import Field, ValidationInfo, field_validator
 
-from pipeline.arrays import ArrayHeader, read_header
 from pipeline.artifacts import Rejected
 from pipeline.errors import SourceError
-from pipeline.locations import PathSource
-from pipeline.members import Member
-from pipeline.places import File, Location, address
+from pipeline.reading.arrays import ArrayHeader, read_header
+from pipeline.reading.locations import PathSource
+from pipeline.reading.members import Member
+from pipeline.reading.places import File, Location, address
+from pipeline.reading.zips import ZipReader, ZipStream
 from pipeline.sources import Item, Piece
-from pipeline.zips import ZipReader, ZipStream
 
 if TYPE_CHECKING:
     import numpy as np

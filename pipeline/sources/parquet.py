@@ -14,8 +14,8 @@ from pydantic import Field
 
 from pipeline.artifacts import Rejected
 from pipeline.errors import SourceError
-from pipeline.locations import PathSource
-from pipeline.places import File, Location, address
+from pipeline.reading.locations import PathSource
+from pipeline.reading.places import File, Location, address
 from pipeline.sources import Item, Piece
 
 if TYPE_CHECKING:

@@ -15,15 +15,15 @@ from typing import Any, ClassVar, Literal
 
 from pydantic import Field, field_validator
 
-from pipeline.arrays import read_header
 from pipeline.artifacts import Rejected
 from pipeline.errors import SourceError
-from pipeline.locations import PathSource
-from pipeline.members import FILE, FOLDER
-from pipeline.places import File, Location, address, printable
+from pipeline.reading.arrays import read_header
+from pipeline.reading.locations import PathSource
+from pipeline.reading.members import FILE, FOLDER
+from pipeline.reading.places import File, Location, address, printable
+from pipeline.reading.tars import TarReader
 from pipeline.sources import Item, Piece
 from pipeline.sources.folder import EXTENSIONS
-from pipeline.tars import TarReader
 
 MAX_MEMBER_BYTES = {
     "cls": 1 << 10,

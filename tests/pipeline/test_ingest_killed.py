@@ -19,7 +19,7 @@ from tests.pipeline.test_ingest import contents, of
 KILLS = 20
 CHILD = """
 import sys
-from pipeline import parts
+from pipeline.datasets import parts
 from pipeline.ingest import ingest
 from pipeline.recipe import load_recipe
 from pipeline.store import open_store

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from pipeline.artifacts import Dataset, load
-from pipeline.parts import key_of, split_of
+from pipeline.datasets.parts import key_of, split_of
 from pipeline.recipe import Recipe
 from pipeline.shards import decode_shard, open_shard
 from pipeline.store import open_store

@@ -63,7 +63,7 @@ def test_on_ray_a_task_that_dies_is_run_again_and_errors_keep_their_line(tmp_pat
 
 @pytest.mark.stack
 def test_an_ingest_on_ray_gives_the_dataset_of_one_in_threads(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("pipeline.parts.PART_IMAGES", 100)
+    monkeypatch.setattr("pipeline.datasets.parts.PART_IMAGES", 100)
     monkeypatch.setattr("pipeline.tasks.RAY_PAYS_SECONDS", 0)
     recipe = of(many(tmp_path / "raw", 1200), channels=3)
     on_ray, here = (open_store(f"file://{tmp_path}/{name}") for name in ("ray", "here"))

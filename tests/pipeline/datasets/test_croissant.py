@@ -11,7 +11,7 @@ from mlcroissant._src.core import constants
 from mlcroissant._src.operation_graph.operations import extract
 
 from pipeline.artifacts import Dataset
-from pipeline.croissant import croissant
+from pipeline.datasets.croissant import croissant
 from pipeline.ingest import ingest
 from pipeline.pictures import encode_png
 from pipeline.shards import decode_shard, open_shard

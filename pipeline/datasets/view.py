@@ -9,7 +9,7 @@ from rich.table import Table
 from rich.text import Text
 
 from pipeline.artifacts import Dataset, read_file
-from pipeline.checks import label_counts
+from pipeline.datasets.checks import label_counts
 from pipeline.store import Store
 
 SHEETS = ("samples.png", "rejects.png")

@@ -3,7 +3,7 @@
 Stock readers end quietly at a damaged header, keep every member in memory, and read extended headers of any size. This
 one goes member by member in bounded memory; each oddity is one SourceError that names the archive. It takes pax
 (POSIX.1-2001), ustar and GNU's long names. Names are data here, never paths: who writes files checks them first
-(`pipeline.archives`). The shards that Atelier writes are read by `pipeline.ustar`, which takes nothing else.
+(`pipeline.reading.archives`). The shards that Atelier writes are read by `pipeline.ustar`, which takes nothing else.
 
     reader = TarReader(stream, "s3://bucket/shard-000.tar")
     for member in reader:                   # in order; content that is not read is skipped
@@ -15,7 +15,7 @@ from collections.abc import Iterator
 from typing import BinaryIO
 
 from pipeline.errors import SourceError
-from pipeline.members import FILE, FOLDER, Member, decoded, unpacking
+from pipeline.reading.members import FILE, FOLDER, Member, decoded, unpacking
 
 BLOCK = 512  # tar's unit
 MAX_EXTENDED_BYTES = 1 << 20  # of one extended header

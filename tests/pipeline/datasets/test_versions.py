@@ -8,15 +8,15 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from pipeline import takedown
 from pipeline.artifacts import Dataset, Shard
+from pipeline.datasets import takedown
+from pipeline.datasets.repair import repair
+from pipeline.datasets.versions import find_head, takedowns, versions
 from pipeline.errors import IntegrityError, SourceError
 from pipeline.ingest import Progress, ingest
 from pipeline.pictures import encode_png
-from pipeline.repair import repair
 from pipeline.shards import open_shard
 from pipeline.store import Store, open_store
-from pipeline.versions import find_head, takedowns, versions
 from tests.pipeline.test_ingest import folder_of, of, samples
 
 LAYOUTS = ["sample", "block"]

@@ -9,11 +9,11 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
-from pipeline import parts
 from pipeline.artifacts import Dataset, Shard, file_entry
+from pipeline.datasets import parts
+from pipeline.datasets.packing import Job, pack
 from pipeline.errors import IntegrityError, NotFound, SourceError
 from pipeline.ingest import fetch_index
-from pipeline.packing import Job, pack
 from pipeline.recipe import DatasetSpec
 from pipeline.sources import Piece, parse_source
 from pipeline.store import Store

@@ -17,10 +17,10 @@ from urllib.parse import urlsplit
 
 from pydantic import Field, ValidationInfo, field_validator
 
-from pipeline.archives import unpacked
-from pipeline.downloads import check_url, fetched
 from pipeline.errors import SourceError, UserError
-from pipeline.places import Bucket, Folder, Location, scanned
+from pipeline.reading.archives import unpacked
+from pipeline.reading.downloads import check_url, fetched
+from pipeline.reading.places import Bucket, Folder, Location, scanned
 from pipeline.settings import Settings
 from pipeline.sources import SourceBase
 from pipeline.store import open_store

@@ -5,8 +5,8 @@ The parent's samples keep their splits and, where their shards stay whole, their
 
 from collections.abc import Iterable
 
-from pipeline.ledger import Ledger
-from pipeline.near import NearIndex
+from pipeline.datasets.ledger import Ledger
+from pipeline.datasets.near import NearIndex
 from pipeline.recipe import DatasetSpec
 
 GROUP_PARTS = 256  # a new shard is gathered from so many parts at most

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from pipeline.near import NearIndex, perceptual_hash
+from pipeline.datasets.near import NearIndex, perceptual_hash
 
 
 def picture(seed: int, side: int = 64) -> Image.Image:

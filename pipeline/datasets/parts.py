@@ -211,8 +211,8 @@ def _prepared(
 
 def _decoded(item: Item, spec: DatasetSpec, row: Row) -> "NDArray[np.uint8] | None":
     """The pixels of an input, None where it is rejected; fills in what its row says of it."""
+    from pipeline.datasets.near import perceptual_hash
     from pipeline.decoders import Unreadable, fit_pixels, read_picture
-    from pipeline.near import perceptual_hash
 
     raw = item.data if isinstance(item.data, bytes) else item.data.tobytes()
     row["source_bytes"] = len(raw)
@@ -268,8 +268,8 @@ def _payload(pixels: "NDArray[np.uint8]", spec: DatasetSpec) -> bytes:
 
 
 def _thumbnail(item: Item) -> bytes | None:
+    from pipeline.datasets.thumbnails import thumbnail
     from pipeline.pictures import encode_png
-    from pipeline.thumbnails import thumbnail
 
     small = thumbnail(item.data, THUMBNAIL_PIXELS) if isinstance(item.data, bytes) else None
     return None if small is None else encode_png(small)

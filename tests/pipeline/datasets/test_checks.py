@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from pipeline.artifacts import Dataset, Rejected, Statistics
-from pipeline.checks import failures, label_drift, pixel_drift, refuse
+from pipeline.datasets.checks import failures, label_drift, pixel_drift, refuse
 from pipeline.errors import SourceError
 from pipeline.ingest import ingest
 from pipeline.recipe import ChecksSpec

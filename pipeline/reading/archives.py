@@ -19,11 +19,11 @@ from contextlib import closing
 from pathlib import Path
 from typing import BinaryIO, Protocol, cast
 
-from pipeline.downloads import COPY_BYTES, download, free_bytes, locked
 from pipeline.errors import SourceError
-from pipeline.members import FILE, FOLDER, Member
-from pipeline.tars import TarReader
-from pipeline.zips import ZipReader
+from pipeline.reading.downloads import COPY_BYTES, download, free_bytes, locked
+from pipeline.reading.members import FILE, FOLDER, Member
+from pipeline.reading.tars import TarReader
+from pipeline.reading.zips import ZipReader
 
 MAX_UNPACKED_BYTES = 512 << 30
 MAX_MEMBERS = 20_000_000

@@ -3,8 +3,8 @@
     listing    the source's pieces in order                            from the source
     inputs     a row an input: what it is, or why it is no sample       from the parent's index, and from new parts
     placed     the samples that the parent has, with split and shard     from the parent's index
-    samples    what the new version is made of                            `pipeline.choosing`
-    jobs       samples by the new shard that they go into                  `pipeline.choosing`
+    samples    what the new version is made of                            `pipeline.datasets.choosing`
+    jobs       samples by the new shard that they go into                  `pipeline.datasets.choosing`
 
 DuckDB spills to the disk, so memory stays within MEMORY whatever the size of the source; for that, wide rows are
 joined once, and narrow tables are kept of what is decided (an input is its `rowid` there).

@@ -2,7 +2,7 @@
 
 The stock reader keeps an object for each member, and lets sizes lie until the bytes are there. Each oddity is one
 SourceError that names the archive. It takes members stored or deflated, with zip64 (PKWARE APPNOTE 6.3.10). Names are
-data here, never paths: who writes files checks them first (`pipeline.archives`).
+data here, never paths: who writes files checks them first (`pipeline.reading.archives`).
 
     zipped = ZipReader(file, num_bytes, "mnist.npz")
     for member in zipped:
@@ -16,7 +16,7 @@ from collections.abc import Iterator
 from typing import BinaryIO
 
 from pipeline.errors import SourceError
-from pipeline.members import DEFLATED, FILE, FOLDER, STORED, Member, decoded, unpacking
+from pipeline.reading.members import DEFLATED, FILE, FOLDER, STORED, Member, decoded, unpacking
 
 CHUNK_BYTES = 1 << 20
 _END = struct.Struct("<4s4H2LH")

@@ -11,12 +11,12 @@ import numpy as np
 import pytest
 
 from pipeline.errors import SourceError
-from pipeline.locations import open_location
-from pipeline.places import File
+from pipeline.reading.locations import open_location
+from pipeline.reading.places import File
 from pipeline.sources import parse_source
 from pipeline.store import open_store
+from tests.pipeline.reading.web import Web, serving
 from tests.pipeline.sources.reading import items, labels, pieces
-from tests.pipeline.sources.web import Web, serving
 
 
 @pytest.fixture

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from pipeline.datasets.thumbnails import thumbnail
 from pipeline.pictures import from_pixels
-from pipeline.thumbnails import thumbnail
 from tests.pipeline.test_decoders import bomb, huge_png, saved, smooth, two_halves
 
 

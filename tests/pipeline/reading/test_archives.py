@@ -19,11 +19,11 @@ from typing import Any
 
 import pytest
 
-from pipeline import archives, downloads
-from pipeline.archives import unpack, unpacked
-from pipeline.downloads import fetched
 from pipeline.errors import SourceError
-from tests.pipeline.sources.web import Web, serving
+from pipeline.reading import archives, downloads
+from pipeline.reading.archives import unpack, unpacked
+from pipeline.reading.downloads import fetched
+from tests.pipeline.reading.web import Web, serving
 
 FILES = {"flowers/rose/1.png": b"rose", "flowers/tulip/2.png": b"tulip" * 1000, "flowers/empty.txt": b""}
 
@@ -172,7 +172,7 @@ def test_redirects_lead_only_to_allowed_addresses(tmp_path: Path, web: Web, targ
 def test_several_processes_fetch_once(tmp_path: Path, web: Web) -> None:
     data = web.files["/a"] = tar({f"{n}": os.urandom(1000) for n in range(500)})
     program = (
-        "import sys; from pathlib import Path; from pipeline.archives import unpacked; "
+        "import sys; from pathlib import Path; from pipeline.reading.archives import unpacked; "
         "print(len(list(unpacked(sys.argv[1], sys.argv[2], Path(sys.argv[3])).iterdir())))"
     )
     command = [sys.executable, "-c", program, f"{web.url}/a", sha256(data), str(tmp_path)]

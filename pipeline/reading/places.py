@@ -1,4 +1,4 @@
-"""A folder or a bucket as a place of files: listed lazily, read whole or opened. `pipeline.locations` opens one.
+"""A folder or a bucket as a place of files: listed lazily, read whole or opened (`pipeline.reading.locations`).
 
 A file's mark is another one after its content changed: locally its size and time of change, in a bucket its size and
 etag, from the web the SHA-256 of what was fetched. Hidden files are passed over, symbolic links are followed only to

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from numpy.lib.stride_tricks import sliding_window_view
 
+from pipeline.datasets.sheets import FEW_CLASSES, MAX_CLASSES, Reject, rejects_sheet, samples_sheet
 from pipeline.pictures import PAPER, decode_png, encode_png
-from pipeline.sheets import FEW_CLASSES, MAX_CLASSES, Reject, rejects_sheet, samples_sheet
 
 
 def images(number: int, side: int = 8, channels: int = 1) -> list[Any]:

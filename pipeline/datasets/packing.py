@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from pipeline.artifacts import Dataset, Shard, file_entry
-from pipeline.parts import key_of
+from pipeline.datasets.parts import key_of
 from pipeline.recipe import DatasetSpec
 from pipeline.shards import Block, Sample, decode_shard, open_shard, read_shard, write_blocks, write_shard
 from pipeline.store import Store, open_store

@@ -8,7 +8,7 @@ import pytest
 from rich.console import Console
 
 from pipeline.artifacts import Changes, Dataset, Rejected, Statistics, file_entry
-from pipeline.dataset_view import BAR_CELLS, MAX_CLASSES, dataset_view, save_sheets
+from pipeline.datasets.view import BAR_CELLS, MAX_CLASSES, dataset_view, save_sheets
 from pipeline.errors import IntegrityError
 from pipeline.store import open_store
 
