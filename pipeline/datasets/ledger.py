@@ -6,8 +6,8 @@
     samples    what the new version is made of                            `pipeline.datasets.choosing`
     jobs       samples by the new shard that they go into                  `pipeline.datasets.choosing`
 
-DuckDB spills to the disk, so memory stays within MEMORY whatever the size of the source; for that, wide rows are
-joined once, and narrow tables are kept of what is decided (an input is its `rowid` there).
+DuckDB spills to the disk, so that memory stays within MEMORY_MB up to a million images; for that, wide rows are joined
+once, and narrow tables are kept of what is decided (an input is its `rowid` there).
 """
 
 import contextlib
@@ -25,7 +25,8 @@ from pipeline.sources import Piece
 if TYPE_CHECKING:
     import pyarrow as pa
 
-MEMORY = "256MB"
+MEMORY_MB = 256  # up to a million images ...
+MEMORY_BYTES_AN_IMAGE = 256  # ... and so much for each beyond: joins and ranks of that size do not spill in less
 THREADS = 2
 ROWS_AT_A_TIME = 10_000
 MAX_LISTED_REJECTS = 100
@@ -56,9 +57,9 @@ class Ledger:
     def __init__(self, folder: Path) -> None:
         import duckdb
 
-        config = {"memory_limit": MEMORY, "threads": THREADS, "temp_directory": str(folder / "spill")}
+        config = {"memory_limit": f"{MEMORY_MB}MB", "threads": THREADS, "temp_directory": str(folder / "spill")}
         self.folder = folder
-        self.db: duckdb.DuckDBPyConnection = duckdb.connect(str(folder / "ledger.duckdb"), config=config)
+        self.db: duckdb.DuckDBPyConnection = duckdb.connect(config=config)
         self.db.execute("SET preserve_insertion_order = false")  # every query that minds says its order
         self.db.execute(TABLES)
 
@@ -110,6 +111,8 @@ class Ledger:
         )
         names = ("ord", "name", "mark", "bytes", "num_items", "place", "reason")
         self.insert("INSERT INTO listing SELECT * REPLACE (nullif(reason, '') AS reason) FROM batch", rows, names)
+        (num_images,) = self.one("SELECT coalesce(sum(num_items), 0) FROM listing")
+        self.run(f"SET memory_limit = '{max(MEMORY_MB, int(num_images) * MEMORY_BYTES_AN_IMAGE // 1_000_000)}MB'")
 
     def changed_since(self, entries: Iterable[Piece | Rejected]) -> str | None:
         """A listed piece that is gone or another one now, by its name; None where all rest. New ones do not matter."""
@@ -251,7 +254,7 @@ def opened() -> Iterator[Ledger]:
     try:
         with contextlib.closing(Ledger(folder)) as ledger:
             yield ledger
-    except (duckdb.IOException, duckdb.FatalException, duckdb.OutOfMemoryException) as error:
+    except (duckdb.IOException, duckdb.FatalException) as error:
         first = str(error).strip().splitlines()[0]
         raise AtelierError(
             f"{tempfile.gettempdir()}: expected room for the ingest's scratch database, got {first:.200}; set TMPDIR "
