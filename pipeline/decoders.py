@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from pipeline.errors import IntegrityError
-from pipeline.pictures import decode_png_slowly, encode_png, from_pixels
+from pipeline.pictures import decode_png, encode_png, from_pixels
 
 if TYPE_CHECKING:
     import numpy as np
@@ -303,7 +303,7 @@ def decode_image(data: bytes, extension: str) -> "Pixels":
         if extension == "png":
             plain = data.startswith(PNG_SIGNATURE) and _is_plain_png(data, MAX_PIXELS)
             found = _imdecode(data) if plain else None
-            return decode_png_slowly(data) if found is None else found
+            return decode_png(data) if found is None else found
         if extension == "jpg":
             _, _, colour, _ = simplejpeg.decode_jpeg_header(data)
             found = simplejpeg.decode_jpeg(data, "GRAY" if colour == "Gray" else "RGB", strict=True)

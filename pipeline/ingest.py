@@ -38,7 +38,7 @@ from pipeline.datasets.croissant import croissant
 from pipeline.datasets.ledger import Ledger
 from pipeline.datasets.packing import Job, pack
 from pipeline.datasets.versions import Head, Takedowns
-from pipeline.errors import IntegrityError, NotFound, SourceError
+from pipeline.errors import NotFound, SourceError
 from pipeline.recipe import Recipe
 from pipeline.settings import Settings
 from pipeline.shards import decode_shard, open_shard
@@ -48,7 +48,6 @@ REPORT_EVERY_SECONDS = 0.2
 STALE_SECONDS = 24 * 3600  # parts that a killed ingest of an earlier state left are removed after this
 SHEET_SHARDS = 4  # are read for the contact sheet
 SHEET_IMAGES = 8  # of a class
-COPY_BYTES = 16 << 20
 SECONDS_AN_IMAGE, SECONDS_A_BYTE = 5e-5, 3e-8  # about, of one core: a small PNG, and a JPEG's bytes
 SAMPLES = "samples s JOIN inputs i ON s.input = i.rowid"
 
@@ -120,7 +119,7 @@ def _make(place: _Place, book: Ledger, listing: str) -> Dataset:
     head, etag = versions.find_head(store, recipe.name, recipe.dataset)
     parent = load(store, head.dataset, Dataset) if head else None
     if head:
-        book.take_parent(fetch_index(store, head.index, head.index_sha256, book.folder / "parent.parquet"))
+        book.take_parent(versions.fetch_index(store, head.index, head.index_sha256, book.folder / "parent.parquet"))
     num_images, num_bytes = book.find_unknown()
     work_seconds = num_images * SECONDS_AN_IMAGE + num_bytes * SECONDS_A_BYTE
     with tasks.pool(recipe.cluster, work_seconds, place.settings, place.say) as run:
@@ -175,22 +174,6 @@ def _id(recipe: Recipe, classes: tuple[str, ...], shards: Sequence[Shard]) -> st
 
 def _parent(store: Store, dataset: Dataset) -> Dataset | None:
     return find(store, dataset.parent, Dataset) if dataset.parent else None
-
-
-def fetch_index(store: Store, key: str, sha256: str, path: Path) -> Path:
-    """An index as a local file, some of it in memory at a time. Raises IntegrityError."""
-    digest, start = hashlib.sha256(), 0
-    with path.open("wb") as file:
-        while data := store.get_range(key, start, COPY_BYTES):
-            digest.update(data)
-            file.write(data)
-            start += len(data)
-    if digest.hexdigest() != sha256:
-        raise IntegrityError(
-            f"{store.uri}/{key}: expected SHA-256 {sha256}, got other bytes; delete "
-            f"{store.uri}/{key.rpartition('/')[0]} and ingest again"
-        )
-    return path
 
 
 # --- reading ---

@@ -65,7 +65,7 @@ def png_bytes(image: "Image.Image", text: Mapping[str, str]) -> bytes:
     return encode_png(np.asarray(image).reshape(image.height, image.width, -1), text)
 
 
-def decode_png_slowly(data: bytes) -> "Pixels":
+def decode_png(data: bytes) -> "Pixels":
     """A PNG of this project as (height, width, 1 or 3), by Pillow. Raises IntegrityError."""
     import numpy as np
     from PIL import Image
@@ -85,13 +85,6 @@ def decode_png_slowly(data: bytes) -> "Pixels":
     ) as error:
         got = str(error)
     raise IntegrityError(f"expected an 8-bit grey or RGB PNG, got {got}")
-
-
-def decode_png(data: bytes) -> "Pixels":
-    """A PNG of this project as (height, width, 1 or 3). Raises IntegrityError."""
-    from pipeline.decoders import decode_image  # stands on this file
-
-    return decode_image(data, "png")
 
 
 def chunk(kind: bytes, data: bytes) -> bytes:

@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any
 from pipeline.artifacts import Dataset, Shard, file_entry
 from pipeline.datasets import parts
 from pipeline.datasets.packing import Job, pack
+from pipeline.datasets.versions import fetch_index
 from pipeline.errors import IntegrityError, NotFound, SourceError
-from pipeline.ingest import fetch_index
 from pipeline.recipe import DatasetSpec
 from pipeline.sources import Piece, parse_source
 from pipeline.store import Store

@@ -11,9 +11,8 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from pipeline.artifacts import Dataset, Release, Run, Strict, load
-from pipeline.datasets.versions import Takedown, find_head, take_down, versions
+from pipeline.datasets.versions import Takedown, fetch_index, find_head, take_down, versions
 from pipeline.errors import SourceError
-from pipeline.ingest import fetch_index
 from pipeline.recipe import Recipe
 from pipeline.store import Store
 

@@ -9,14 +9,17 @@ Both files change by compare-and-swap.
 
 import hashlib
 from collections.abc import Iterable, Iterator
+from pathlib import Path
 from typing import Protocol
 
 from pipeline import __version__
 from pipeline.artifacts import Dataset, Rejected, Strict, digest_of, load, parse_model
-from pipeline.errors import AlreadyExists, Changed, NotFound
+from pipeline.errors import AlreadyExists, Changed, IntegrityError, NotFound
 from pipeline.recipe import DatasetSpec, Recipe
 from pipeline.sources import Piece
 from pipeline.store import Store
+
+COPY_BYTES = 16 << 20
 
 
 class Head(Strict):
@@ -142,6 +145,22 @@ def versions(store: Store, name: str) -> Iterator[Dataset]:
     for entry in store.list(f"datasets/{name}/"):
         if entry.key.endswith(f"/{Dataset.file_name}") and entry.key.count("/") == 3:
             yield load(store, entry.key.rpartition("/")[0], Dataset)
+
+
+def fetch_index(store: Store, key: str, sha256: str, path: Path) -> Path:
+    """An index as a local file, some of it in memory at a time. Raises IntegrityError."""
+    digest, start = hashlib.sha256(), 0
+    with path.open("wb") as file:
+        while data := store.get_range(key, start, COPY_BYTES):
+            digest.update(data)
+            file.write(data)
+            start += len(data)
+    if digest.hexdigest() != sha256:
+        raise IntegrityError(
+            f"{store.uri}/{key}: expected SHA-256 {sha256}, got other bytes; delete "
+            f"{store.uri}/{key.rpartition('/')[0]} and ingest again"
+        )
+    return path
 
 
 def ingested_lines(dataset: Dataset) -> Iterator[str]:
