@@ -347,7 +347,7 @@ def test_no_room_for_the_scratch_database_is_one_line(tmp_path: Path) -> None:
     scratch = tmp_path / "scratch"
     scratch.mkdir()
     mounted = subprocess.run(
-        ["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", str(scratch)], check=False, capture_output=True
+        ["mount", "-t", "tmpfs", "-o", "size=4k", "tmpfs", str(scratch)], check=False, capture_output=True
     )
     if mounted.returncode:
         pytest.skip("a small disk needs the right to mount one")
