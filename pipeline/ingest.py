@@ -152,7 +152,7 @@ def _make(place: _Place, book: Ledger, listing: str) -> Dataset:
         store,
         recipe.name,
         recipe.dataset,
-        Head(dataset=dataset.ref, listing=listing, index=index_key, index_sha256=entry.sha256),
+        Head(dataset=dataset.ref, listing=listing, index=index_key, index_sha256=entry.sha256, dropped=draft.dropped),
         etag,
     )
     _clear(place, made)

@@ -23,12 +23,14 @@ COPY_BYTES = 16 << 20
 
 
 class Head(Strict):
-    """The newest version of a line. Its index is of the listing, which may be newer than the version."""
+    """The newest version of a line. Its index is of the listing, and it minds the takedowns (source digests), both of
+    which may be newer than the version: the same samples are the same version."""
 
     dataset: str  # ref
     listing: str  # digest
     index: str  # key
     index_sha256: str
+    dropped: tuple[str, ...]
 
 
 class Takedown(Strict):
@@ -99,10 +101,9 @@ def move_head(store: Store, name: str, spec: DatasetSpec, head: Head, etag: str)
 def find_finished(store: Store, recipe: Recipe, listing: str) -> Dataset | None:
     """The finished dataset of this state of the source, else None."""
     head, _ = find_head(store, recipe.name, recipe.dataset)
-    if head is None or head.listing != listing:
+    if head is None or head.listing != listing or set(head.dropped) != dropped_sources(takedowns(store, recipe.name)):
         return None
-    dataset = load(store, head.dataset, Dataset)
-    return dataset if set(dataset.dropped) == dropped_sources(takedowns(store, recipe.name)) else None
+    return load(store, head.dataset, Dataset)
 
 
 def takedowns(store: Store, name: str) -> Takedowns:

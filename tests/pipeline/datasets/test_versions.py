@@ -13,7 +13,7 @@ from pipeline.datasets import takedown
 from pipeline.datasets.repair import repair
 from pipeline.datasets.versions import find_head, takedowns, versions
 from pipeline.errors import IntegrityError, SourceError
-from pipeline.ingest import Progress, ingest
+from pipeline.ingest import Progress, find_dataset, ingest
 from pipeline.pictures import encode_png
 from pipeline.shards import open_shard
 from pipeline.store import Store, open_store
@@ -174,6 +174,18 @@ def test_what_is_taken_down_is_gone_and_stays_gone(store: Store, tmp_path: Path,
         assert victim.info["sha256"] not in hashes
         assert sum(version.splits.values()) == 39
     assert {version.ref for version in versions(store, "cats")} >= {first.ref, second.ref}
+
+
+def test_a_takedown_that_leads_back_to_an_earlier_version_is_done_with_it(store: Store, tmp_path: Path) -> None:
+    root = folder_of(tmp_path / "raw")
+    first = ingest(store, of(root))
+    folder_of(root, 1, first=40)
+    assert ingest(store, of(root)) != first
+    takedown.drop(store, of(root), ["class0/040.png"], "me", "asked to")
+    assert find_dataset(store, of(root)) is None
+    assert ingest(store, of(root)) == first
+    assert find_dataset(store, of(root)) == first
+    assert ingest(store, of(root), lambda _: pytest.fail("read it again")) == first
 
 
 def test_an_unknown_key_is_refused_and_takes_nothing_down(store: Store, tmp_path: Path) -> None:
