@@ -23,7 +23,7 @@ from pipeline.decoders import (
     to_pixels,
 )
 from pipeline.errors import IntegrityError
-from pipeline.pictures import add_text, chunk, decode_png, encode_png, from_pixels
+from pipeline.pictures import add_text, chunk, encode_png, from_pixels
 from pipeline.recipe import DatasetSpec
 
 
@@ -212,7 +212,7 @@ def test_a_png_cut_anywhere_or_with_any_bit_flipped_is_rejected() -> None:
         with pytest.raises(Unreadable):
             read_picture(data, spec(1, 6, 5))
         with pytest.raises(IntegrityError):
-            decode_png(data)
+            decode_image(data, "png")
 
 
 @given(st.data())
