@@ -67,20 +67,38 @@ def _in_threads(function: Callable[[A], R], arguments: Iterable[A]) -> Iterator[
 @contextmanager
 def _connected(settings: Settings) -> Iterator[None]:
     """The job's cluster, one that this process has joined already, or one for this block."""
-    update_environment({"RAY_AUTH_MODE": "token"})
+    if not connect(settings, {"RAY_AUTH_MODE": "token"}):
+        yield
+        return
+    import ray
+
+    try:
+        yield
+    finally:
+        ray.shutdown()
+
+
+def connect(settings: Settings, variables: dict[str, str]) -> bool:
+    """Join the job's cluster, or start one that lives as long as this process; False where one was joined before.
+
+    `variables` are for Ray, here and in its workers, which read them when they import it.
+    """
+    update_environment(variables)
     if settings.ray_address is None:
         update_environment({RAY_ON_LOOPBACK: "0"})
     import ray
 
     if ray.is_initialized():
-        yield
-        return
+        return False
     here = {} if settings.ray_address else {"include_dashboard": False, "_node_ip_address": "127.0.0.1"}
-    ray.init(address=settings.ray_address or "local", log_to_driver=False, logging_level="error", **here)
-    try:
-        yield
-    finally:
-        ray.shutdown()
+    ray.init(
+        address=settings.ray_address or "local",
+        runtime_env={"env_vars": variables},
+        log_to_driver=False,  # progress comes from the driver, errors by exception; the rest stays in Ray's own logs
+        logging_level="error",
+        **here,
+    )
+    return True
 
 
 def _on_ray(function: Callable[[A], R], arguments: Iterable[A]) -> Iterator[R]:

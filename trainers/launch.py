@@ -21,8 +21,9 @@ from pipeline.artifacts import Dataset, Run, find, load
 from pipeline.errors import AtelierError, IntegrityError, RecipeError, RecordError, TrainingError
 from pipeline.nodecache import NodeCache
 from pipeline.recipe import ClusterSpec, Recipe, check_models, load_recipe
-from pipeline.settings import Settings, update_environment
+from pipeline.settings import Settings
 from pipeline.store import Store, open_store
+from pipeline.tasks import connect
 from trainers import loop
 from trainers.engine import DeepSpeedEngine, Engine, TorchEngine
 from trainers.families import Adam
@@ -40,9 +41,6 @@ RAY_VARIABLES = {  # read when ray is imported, here and in its workers
     "RAY_TRAIN_COLLECTIVE_TIMEOUT_S": str(COLLECTIVE_TIMEOUT_SECONDS),
     "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",  # an actor of 110 MiB a run, whose news nobody reads yet
 }
-
-# Set to 0, Ray listens on loopback only; else it takes 127.0.0.1 for this machine's address on its network.
-RAY_ON_LOOPBACK = "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"
 
 
 def train(store: Store, recipe: Recipe, model: str, dataset: Dataset, settings: Settings, say: Say) -> Run:
@@ -75,10 +73,8 @@ def _device(cluster: ClusterSpec, has_gpu: bool) -> str:
 
 
 def _train_on_ray(task: Task, settings: Settings, say: Say) -> None:
-    update_environment(RAY_VARIABLES)
-    if settings.ray_address is None:
-        update_environment({RAY_ON_LOOPBACK: "0"})
     try:
+        connect(settings, RAY_VARIABLES)
         import ray
         from ray import train as ray_train
         from ray.train.torch import TorchConfig, TorchTrainer
@@ -89,7 +85,6 @@ def _train_on_ray(task: Task, settings: Settings, say: Say) -> None:
         ) from None
 
     cluster = task.recipe.cluster
-    _connect(ray, settings)
     use_gpu = _device(cluster, ray.cluster_resources().get("GPU", 0) > 0) == "cuda"
     _check_size(ray, cluster, settings)
     config = {
@@ -124,20 +119,6 @@ def _train_on_ray(task: Task, settings: Settings, say: Say) -> None:
             trainer.fit()
     except Exception as error:  # Ray wraps what a worker raised: give the user the cause, in one line
         raise _cause(error) from error
-
-
-def _connect(ray: Any, settings: Settings) -> None:
-    """Join the job's cluster, or start one for this process."""
-    if ray.is_initialized():
-        return
-    here = {} if settings.ray_address else {"include_dashboard": False, "_node_ip_address": "127.0.0.1"}
-    ray.init(
-        address=settings.ray_address or "local",
-        runtime_env={"env_vars": RAY_VARIABLES},
-        log_to_driver=False,  # progress comes by `_teller`, errors by exception; the rest stays in Ray's own logs
-        logging_level="error",
-        **here,
-    )
 
 
 def _check_size(ray: Any, cluster: ClusterSpec, settings: Settings) -> None:
