@@ -7,6 +7,8 @@ import signal
 import socket
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import psutil
@@ -245,21 +247,25 @@ def test_a_store_that_is_no_store(tmp_path: Path) -> None:
     assert "expected s3://" in error_of(atelier("ingest", recipe, "--store", "ftp://x/y", cwd=tmp_path), 2)
 
 
-def test_no_space_left_on_the_disk(tmp_path: Path) -> None:
-    disk = tmp_path / "disk"
-    disk.mkdir()
-    mounted = subprocess.run(
-        ["mount", "-t", "tmpfs", "-o", "size=32k", "tmpfs", str(disk)], check=False, capture_output=True
-    )
-    if mounted.returncode:
+@contextmanager
+def small_disk(folder: Path, size: str) -> Iterator[Path]:
+    """A disk of its own, which is soon full."""
+    folder.mkdir()
+    command = ["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", str(folder)]
+    if subprocess.run(command, check=False, capture_output=True).returncode:
         pytest.skip("a small disk needs the right to mount one")
     try:
-        recipe = folder_recipe(tmp_path, fill(tmp_path / "images"))
+        yield folder
+    finally:
+        subprocess.run(["umount", str(folder)], check=True)
+
+
+def test_no_space_left_on_the_disk(tmp_path: Path) -> None:
+    recipe = folder_recipe(tmp_path, fill(tmp_path / "images"))
+    with small_disk(tmp_path / "disk", "32k") as disk:
         done = atelier("ingest", recipe, "--store", f"file://{disk}/store", cwd=tmp_path)
         assert "no space left" in error_of(done, 1)
         assert published(f"file://{disk}/store") == []
-    finally:
-        subprocess.run(["umount", str(disk)], check=True)
 
 
 def test_the_embedded_store_starts_for_a_command_and_stops_with_it(tmp_path: Path) -> None:
@@ -344,18 +350,8 @@ def test_an_unknown_key_to_drop_is_one_line(tmp_path: Path) -> None:
 
 
 def test_no_room_for_the_scratch_database_is_one_line(tmp_path: Path) -> None:
-    scratch = tmp_path / "scratch"
-    scratch.mkdir()
-    mounted = subprocess.run(
-        ["mount", "-t", "tmpfs", "-o", "size=4k", "tmpfs", str(scratch)], check=False, capture_output=True
-    )
-    if mounted.returncode:
-        pytest.skip("a small disk needs the right to mount one")
-    try:
-        recipe = folder_recipe(tmp_path, fill(tmp_path / "images"))
-        store = f"file://{tmp_path}/store"
+    recipe, store = folder_recipe(tmp_path, fill(tmp_path / "images")), f"file://{tmp_path}/store"
+    with small_disk(tmp_path / "scratch", "4k") as scratch:
         done = atelier("ingest", recipe, "--store", store, cwd=tmp_path, TMPDIR=str(scratch))
         assert "set TMPDIR to a folder with more" in error_of(done, 1)
-        assert published(store) == []
-    finally:
-        subprocess.run(["umount", str(scratch)], check=True)
+    assert published(store) == []
