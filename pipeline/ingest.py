@@ -13,6 +13,7 @@ digest. A dataset's id is the digest of its specification and of its shards: the
 wherever they lie.
 """
 
+import contextlib
 import hashlib
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -44,6 +45,7 @@ from pipeline.settings import Settings
 from pipeline.shards import decode_shard, open_shard
 from pipeline.store import Store
 
+ATTEMPTS = 3
 REPORT_EVERY_SECONDS = 0.2
 STALE_SECONDS = 24 * 3600  # parts that a killed ingest of an earlier state left are removed after this
 SHEET_SHARDS = 4  # are read for the contact sheet
@@ -97,18 +99,21 @@ def ingest(
     Raises SourceError where the images cannot be read as asked, or fail the recipe's checks: then nothing is published.
     """
     place = _Place(store, recipe, settings or Settings.from_environment(), progress or (lambda _: None), say)
+    for _ in range(ATTEMPTS - 1):
+        with contextlib.suppress(NotFound):  # another ingest has ended meanwhile, and cleared shared parts away
+            return _ingest(place)
+    return _ingest(place)
+
+
+def _ingest(place: _Place) -> Dataset:
+    store, recipe = place.store, place.recipe
     with ledger.opened() as book:
         digest = hashlib.sha256()
         book.list_source(versions.digesting(recipe.source.pieces(), digest))
         listing = digest.hexdigest()
         finished = versions.find_finished(store, recipe, listing)
         if finished is None:
-            try:
-                return _make(place, book, listing)
-            except NotFound:  # another ingest of the same may have finished, and cleared the parts away
-                finished = versions.find_finished(store, recipe, listing)
-                if finished is None:
-                    raise
+            return _make(place, book, listing)
     checks.refuse(finished, _parent(store, finished), recipe.checks)
     return finished
 

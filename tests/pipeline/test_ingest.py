@@ -379,3 +379,19 @@ def test_images_that_arrive_while_it_is_read_are_of_the_next_version(store: Stor
     assert find_dataset(store, of(root)) is None
     second = ingest(store, of(root))
     assert (second.changes.added, second.changes.decoded_images) == (1, 1)
+
+
+def test_parts_that_a_later_ingest_cleared_away_are_no_failure(
+    store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("pipeline.datasets.parts.PART_IMAGES", 10)
+    root = folder_of(tmp_path / "raw")
+    later: list[Dataset] = []
+
+    def overtake(_: Progress) -> None:
+        if not later:
+            folder_of(root, 1, first=99)  # the parts of the other images are shared
+            later.append(ingest(store, of(root)))
+
+    assert ingest(store, of(root), overtake) == later[0]
+    assert sum(later[0].splits.values()) == 41
