@@ -12,8 +12,7 @@ import functools
 import io
 import struct
 import zlib
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from pipeline.errors import IntegrityError
 from pipeline.pictures import decode_png, encode_png, from_pixels
@@ -54,8 +53,7 @@ class Unreadable(ValueError):  # noqa: N818 - the reason why an input is rejecte
     """An input that cannot become a sample, and why in a few words."""
 
 
-@dataclass(frozen=True, slots=True)
-class Picture:
+class Picture(NamedTuple):
     """An input in the recipe's shape, with the (upright) size that it had."""
 
     pixels: "Pixels"
@@ -294,8 +292,8 @@ def encode_image(pixels: "Pixels", encoding: str, quality: int) -> bytes:
     return buffer.getvalue()
 
 
-def decode_image(data: bytes, extension: str) -> "Pixels":
-    """A png, jpg or webp of our shards, (height, width, 1 or 3). Raises IntegrityError."""
+def decode_image(data: bytes, extension: str, channels: int) -> "Pixels":
+    """A png, jpg or webp of our shards, (height, width, 1 or 3); a jpg in as many channels. Raises IntegrityError."""
     import simplejpeg
 
     found: Pixels | None = None
@@ -305,8 +303,7 @@ def decode_image(data: bytes, extension: str) -> "Pixels":
             found = _imdecode(data) if plain else None
             return decode_png(data) if found is None else found
         if extension == "jpg":
-            _, _, colour, _ = simplejpeg.decode_jpeg_header(data)
-            found = simplejpeg.decode_jpeg(data, "GRAY" if colour == "Gray" else "RGB", strict=True)
+            found = simplejpeg.decode_jpeg(data, "GRAY" if channels == 1 else "RGB", strict=True)
         elif data[8:12] == b"WEBP":
             found = _imdecode(data)
     except ValueError as error:

@@ -1,17 +1,17 @@
 """Run one function over many arguments: in threads of this process where that is little work, else as Ray tasks on all
 nodes.
 
-    with pool(recipe.cluster, work_seconds, settings, say) as run:
+    with pool(recipe.cluster, work_seconds, threads, settings, say) as run:
         for result in run(function, arguments): ...      # as they finish, with a bounded number under way
 
 A task whose worker dies is run again (Ray, `RETRIES` times); an error that the function raises ends the whole. The
 only importer of ray beside `trainers.launch`.
 """
 
-import os
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager
+from functools import partial
 from importlib.util import find_spec
 from typing import Any, Protocol, TypeVar
 
@@ -37,10 +37,15 @@ class Run(Protocol):
 
 
 @contextmanager
-def pool(cluster: ClusterSpec, work_seconds: float, settings: Settings, say: Callable[[str], None]) -> Iterator[Run]:
-    """Workers for about so much work, in seconds of one core. A Ray that this starts ends with the block."""
+def pool(
+    cluster: ClusterSpec, work_seconds: float, threads: int, settings: Settings, say: Callable[[str], None]
+) -> Iterator[Run]:
+    """Workers for about so much work, in seconds of one core. A Ray that this starts ends with the block.
+
+    Without Ray, `threads` of this process: more than one pays where the work is in libraries that leave Python's lock.
+    """
     if work_seconds < RAY_PAYS_SECONDS or cluster.launcher == "local" or find_spec("ray") is None:
-        yield _in_threads
+        yield partial(_in_threads, threads)
         return
     with _connected(settings):
         import ray
@@ -49,9 +54,7 @@ def pool(cluster: ClusterSpec, work_seconds: float, settings: Settings, say: Cal
         yield _on_ray
 
 
-def _in_threads(function: Callable[[A], R], arguments: Iterable[A]) -> Iterator[R]:
-    """Decoders, hashes and compression leave the GIL, so threads use the machine."""
-    most = os.cpu_count() or 1
+def _in_threads(most: int, function: Callable[[A], R], arguments: Iterable[A]) -> Iterator[R]:
     waiting: set[Future[R]] = set()
     with ThreadPoolExecutor(most) as threads:
         for argument in arguments:

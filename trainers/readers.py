@@ -32,8 +32,8 @@ from trainers.order import Chunk, Indices
 CHUNK_BYTES = 8 << 20  # of images are gathered at a time ...
 MAX_CHUNK_STEPS = 1024
 CHUNKS_AHEAD = 2  # ... and so many wait for the training loop
-FETCH_THREADS = 4
-FETCH_AHEAD_SHARDS = 8  # are on their way while plans are made further ahead
+FETCH_THREADS = 6
+FETCH_AHEAD_SHARDS = 12  # are on their way while plans are made further ahead
 PLAN_AHEAD_SAMPLES = 1 << 17  # whose shards are fetched before they are needed
 ONE_BY_ONE_BYTES = 8 << 10  # from which images are copied one by one: measured, twice as fast at 256x256
 POLL_SECONDS = 0.1
@@ -182,25 +182,31 @@ class Shards(Reader):
         fetching: dict[int, Future[None]] = {}
         uses: Counter[int] = Counter()  # of each shard, in the chunks ahead
         samples_ahead = 0
-        while not stop.is_set():
+
+        def plan_ahead() -> None:
+            nonlocal samples_ahead
             while not ahead or (
                 samples_ahead < PLAN_AHEAD_SAMPLES
                 and sum(not one.done() for one in fetching.values()) < FETCH_AHEAD_SHARDS
             ):
                 if (chunk := next(chunks, None)) is None:
-                    break
+                    return
                 ahead.append(self._plan(chunk))
                 samples_ahead += chunk.indices_TB.size
                 for number in ahead[-1].shards:
                     uses[number] += 1
                     if number not in fetching:
                         fetching[number] = pool.submit(self._fetch, number)
+
+        while not stop.is_set():
+            plan_ahead()
             if not ahead:
                 return
             plan = ahead.popleft()
             samples_ahead -= plan.chunk.indices_TB.size
             for number in plan.shards:
                 _wait(fetching[number], stop)
+                plan_ahead()  # the first chunk may wait for many shards: those of the next are on their way meanwhile
                 uses[number] -= 1
                 if not uses[number]:
                     del uses[number], fetching[number]

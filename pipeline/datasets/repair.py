@@ -92,7 +92,7 @@ def _rows(
     staged: dict[bytes, dict[str, Any]] = {}
     for number, some in enumerate(parts.partitioned(pieces, spec)):
         part = parts.stage(parts.Partition(number, store.uri, folder, source, spec, some))
-        for row in parts.read_rows(store.get(f"{part.key}.parquet")).to_pylist():
+        for row in parts.read_rows(store, part.key).to_pylist():
             if row["digest"] is not None:
                 staged[row["digest"]] = row
     rows = []

@@ -10,10 +10,9 @@ import os
 import stat
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
-from typing import BinaryIO, cast
+from typing import BinaryIO, NamedTuple, cast
 from urllib.parse import quote, quote_from_bytes, unquote_to_bytes
 
 from pipeline.artifacts import Rejected
@@ -22,11 +21,9 @@ from pipeline.objects import Entry, Store, check_key
 from pipeline.store import open_store
 
 BLOCK_BYTES = 4 << 20  # of one request to a store
-READ_MORE_BYTES = 64 << 10  # at a time, of a file that is longer than its size says, or comes in parts
 
 
-@dataclass(frozen=True, slots=True)
-class File:
+class File(NamedTuple):
     """A file: `name` is its path as one printable line; `at` is the exact one, quoted, where that is another."""
 
     name: str
@@ -45,10 +42,15 @@ def address(name: str, at: str) -> str:
     return os.fsdecode(unquote_to_bytes(at)) if at else name
 
 
+class ChangedError(OSError):
+    """A file is gone, or not the one that was listed."""
+
+
 class Location(ABC):
     """A folder of files, or one file (`only`)."""
 
     remote = False  # whether reads have a latency that is worth hiding
+    checks_marks = False  # whether `read` sees every change, not only that of a file's size
 
     def __init__(self, path: str, only: str | None = None, shown: str | None = None) -> None:
         self.path = path
@@ -60,7 +62,7 @@ class Location(ABC):
         if self.only is None:
             yield from self._listed()
         elif found := self.find(self.only):
-            yield replace(found, name=self.shown, at=quote(self.only)) if self.shown else found
+            yield found._replace(name=self.shown, at=quote(self.only)) if self.shown else found
 
     def folders(self) -> tuple[str, ...] | None:
         """The names of the folders at the top, sorted; None where only a whole listing could say."""
@@ -75,8 +77,8 @@ class Location(ABC):
         """The file of that name, if there is one."""
 
     @abstractmethod
-    def read(self, address: str, most_bytes: int) -> bytes:
-        """A file's content, up to so many bytes. Raises FileNotFoundError or another OSError where it is none now."""
+    def read(self, address: str, num_bytes: int, mark: str) -> bytes:
+        """A file's content. Raises ChangedError where it is gone or not the one that was listed, or another OSError."""
 
     @abstractmethod
     def open(self, address: str) -> BinaryIO:
@@ -89,6 +91,8 @@ class Location(ABC):
 
 class Folder(Location):
     """A local folder. Files that were unpacked or fetched are marked by the `seal`, not by their times."""
+
+    checks_marks = True
 
     def __init__(
         self, root: Path, path: str, only: str | None = None, seal: str = "", shown: str | None = None
@@ -140,17 +144,25 @@ class Folder(Location):
             return Rejected(name=printable(path), reason=f"cannot be read: {error.strerror}")
         if not stat.S_ISREG(found.st_mode):  # opening a named pipe would wait for ever
             return Rejected(name=printable(path), reason="not a regular file")
-        mark = f"{found.st_size:x}-{self.seal or format(found.st_mtime_ns, 'x')}"
-        return _file(path, mark, found.st_size)
+        return _file(path, self._mark(found), found.st_size)
 
-    def read(self, address: str, most_bytes: int) -> bytes:
-        descriptor = os.open(f"{self.root}/{address}", os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    def _mark(self, found: os.stat_result) -> str:
+        return f"{found.st_size:x}-{self.seal or format(found.st_mtime_ns, 'x')}"
+
+    def read(self, address: str, num_bytes: int, mark: str) -> bytes:
         try:
-            # os.read takes memory for all that it may give: with most_bytes that cost 25 us a file.
-            data = os.read(descriptor, min(os.fstat(descriptor).st_size + 1, most_bytes))
-            while more := os.read(descriptor, min(READ_MORE_BYTES, most_bytes - len(data))):
-                data += more  # one read gives at most 2 GiB, and less on some file systems
-            return data
+            descriptor = os.open(f"{self.root}/{address}", os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+        except FileNotFoundError:
+            raise ChangedError from None
+        try:
+            data = b""
+            if self._mark(os.fstat(descriptor)) == mark:
+                data = os.read(descriptor, num_bytes + 1)
+                while len(data) < num_bytes and (more := os.read(descriptor, num_bytes + 1 - len(data))):
+                    data += more  # one read gives at most 2 GiB, and less on some file systems
+                if len(data) == num_bytes:
+                    return data
+            raise ChangedError
         finally:
             os.close(descriptor)
 
@@ -194,11 +206,14 @@ class Bucket(Location):
         except NotFound:
             return None
 
-    def read(self, address: str, most_bytes: int) -> bytes:
+    def read(self, address: str, num_bytes: int, mark: str) -> bytes:
         try:
-            return self.store.get_range(address, 0, most_bytes)
+            data = self.store.get_range(address, 0, num_bytes + 1)
         except NotFound:
-            raise FileNotFoundError(2, "gone since it was listed") from None
+            raise ChangedError from None
+        if len(data) != num_bytes:
+            raise ChangedError
+        return data
 
     def open(self, address: str) -> BinaryIO:
         try:

@@ -13,21 +13,19 @@ import importlib
 import pkgutil
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from pydantic import ValidationError
 
 from pipeline.artifacts import Rejected, Strict
-from pipeline.errors import RecipeError
+from pipeline.errors import RecipeError, SourceError
 
 if TYPE_CHECKING:  # numpy takes a third of the time that importing `pipeline` may take
     import numpy as np
     from numpy.typing import NDArray
 
 
-@dataclass(frozen=True, slots=True)
-class Piece:
+class Piece(NamedTuple):
     """What a source is listed by, and read again when it changed: one image file, or a part of a larger file."""
 
     name: str  # one printable line, once in the source
@@ -37,8 +35,7 @@ class Piece:
     at: str = ""  # where the reader finds it, in the reader's terms
 
 
-@dataclass(frozen=True, slots=True)
-class Item:
+class Item(NamedTuple):
     """One raw image: an encoded file, or uint8 pixels (height, width, 1 or 3). `label` is its class's name."""
 
     name: str
@@ -62,8 +59,7 @@ class SourceBase(Strict, ABC):
     def read_piece(self, piece: Piece) -> Iterator[Item | Rejected]:
         """The images of a piece in a stable order, one (or one bounded block) in memory at a time.
 
-        What was there when it was listed and is gone or broken now is Rejected where that concerns one image, and a
-        SourceError where the piece holds many.
+        Raises SourceError where the piece is gone or another one than was listed, as far as reading it shows that.
         """
 
     def read(self, pieces: Sequence[Piece]) -> Iterator[tuple[Piece, Item | Rejected]]:
@@ -72,9 +68,22 @@ class SourceBase(Strict, ABC):
             for item in self.read_piece(piece):
                 yield piece, item
 
+    @property
+    def checks_marks(self) -> bool:
+        """Whether reading a piece shows every change of its mark: then the source is not listed again at the end."""
+        return False
+
     def classes(self) -> tuple[str, ...] | None:
         """The classes in their order where the source states them; None: those that occur, in natural order."""
         return None
+
+
+def changed(source: str, name: str) -> SourceError:
+    """The error where a piece is not the one that was listed."""
+    return SourceError(
+        f"{source}: expected a source that rests while it is read, got one where {name} changed; run again when "
+        "nothing writes to it"
+    )
 
 
 def kinds() -> list[str]:

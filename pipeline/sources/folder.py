@@ -14,8 +14,8 @@ from typing import ClassVar, Literal
 from pipeline.artifacts import Rejected
 from pipeline.errors import SourceError
 from pipeline.reading.locations import PathSource
-from pipeline.reading.places import File, Location, address
-from pipeline.sources import Item, Piece
+from pipeline.reading.places import ChangedError, File, Location, address
+from pipeline.sources import Item, Piece, changed
 
 EXTENSIONS = ("png", "jpg", "jpeg", "webp", "bmp", "gif", "tif", "tiff")
 MAX_FILE_BYTES = 256 << 20
@@ -60,6 +60,10 @@ class Source(PathSource):
     def classes(self) -> tuple[str, ...] | None:
         return self.location().folders()
 
+    @property
+    def checks_marks(self) -> bool:
+        return self.location().checks_marks
+
 
 def _listing(location: Location) -> tuple[Iterator[File | Rejected], bool]:
     """The files, and whether there are class folders.
@@ -93,11 +97,11 @@ def _judged(file: File, labelled: bool) -> Piece | Rejected:
 def _read(location: Location, piece: Piece) -> Item | Rejected:
     name = piece.name
     try:
-        data = location.read(address(name, piece.at), piece.bytes + 1)
+        data = location.read(address(name, piece.at), piece.bytes, piece.mark)
+    except ChangedError:
+        raise changed(location.path, name) from None
     except OSError as error:
         return Rejected(name=name, reason=f"cannot be read: {error.strerror}")
-    if len(data) != piece.bytes:
-        return Rejected(name=name, reason="changed since it was listed")
     label, slash, _ = name.partition("/")
     return Item(name, data, label if slash else None)
 

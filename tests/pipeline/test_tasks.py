@@ -39,14 +39,14 @@ def dies_once(folder: Path) -> int:
 
 
 def test_little_work_is_done_in_this_process() -> None:
-    with pool(ClusterSpec(), 1.0, Settings.from_environment(), print) as run:
+    with pool(ClusterSpec(), 1.0, 2, Settings.from_environment(), print) as run:
         assert sorted(run(doubled, range(50))) == [2 * number for number in range(50)]
         assert set(run(process_of, range(50))) == {os.getpid()}
 
 
 def test_an_error_ends_the_whole() -> None:
     with (
-        pool(ClusterSpec(), 1.0, Settings.from_environment(), print) as run,
+        pool(ClusterSpec(), 1.0, 2, Settings.from_environment(), print) as run,
         pytest.raises(SourceError, match="expected another number"),
     ):
         list(run(fails, range(3)))
@@ -54,7 +54,7 @@ def test_an_error_ends_the_whole() -> None:
 
 @pytest.mark.stack
 def test_on_ray_a_task_that_dies_is_run_again_and_errors_keep_their_line(tmp_path: Path) -> None:
-    with pool(ClusterSpec(), RAY_PAYS_SECONDS, Settings.from_environment(), print) as run:
+    with pool(ClusterSpec(), RAY_PAYS_SECONDS, 2, Settings.from_environment(), print) as run:
         assert sorted(run(doubled, range(100))) == [2 * number for number in range(100)]
         assert next(iter(run(dies_once, [tmp_path]))) not in (0, os.getpid())
         with pytest.raises(SourceError, match=r"^expected another number, got 1$"):

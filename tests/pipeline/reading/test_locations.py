@@ -12,7 +12,7 @@ import pytest
 
 from pipeline.errors import SourceError
 from pipeline.reading.locations import open_location
-from pipeline.reading.places import File
+from pipeline.reading.places import ChangedError, File
 from pipeline.sources import parse_source
 from pipeline.store import open_store
 from tests.pipeline.reading.web import Web, serving
@@ -81,7 +81,9 @@ def test_a_bucket_lists_in_the_order_of_the_tree_and_reads_at_random(s3_uri: str
     place = open_location(f"{s3_uri}/in", None, "files")
     files = [entry for entry in place.files() if isinstance(entry, File)]
     assert [file.name for file in files] == ["a/z", "a.b/y", "b/x.bin"]
-    assert place.read("b/x.bin", 5) == data[:5]
+    assert place.read("b/x.bin", len(data), files[2].mark) == data
+    with pytest.raises(ChangedError):
+        place.read("b/x.bin", len(data) - 1, files[2].mark)
     with place.open("b/x.bin") as stream:
         for start in (0, 5_000_000, 100, len(data) - 3, len(data), len(data) + 5):
             stream.seek(start)

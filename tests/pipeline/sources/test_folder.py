@@ -123,16 +123,15 @@ def test_a_mark_is_another_one_after_a_change_and_no_other_moves(tmp_path: Path)
     assert after["cat/a.png"] != before["cat/a.png"]
 
 
-def test_what_changed_or_went_since_it_was_listed_is_rejected(tmp_path: Path) -> None:
-    source = Source(path=str(write(tmp_path, a_png="a", b_png="b", c_png="c")))
+def test_what_changed_or_went_since_it_was_listed_ends_the_reading(tmp_path: Path) -> None:
+    source = Source(path=str(write(tmp_path, a_png="a", b_png="b", c_png="c", d_png="d")))
     listed = pieces(source)
     write(tmp_path, a_png="longer", b_png="")
     (tmp_path / "c.png").unlink()
-    assert [getattr(item, "reason", None) for _, item in source.read(listed)] == [
-        "changed since it was listed",
-        "changed since it was listed",
-        "cannot be read: No such file or directory",
-    ]
+    os.utime(tmp_path / "d.png", ns=(1, 1))  # of the same size
+    for piece in listed:
+        with pytest.raises(SourceError, match=f"rests while it is read, got one where {piece.name} changed"):
+            list(source.read([piece]))
 
 
 @pytest.mark.parametrize(
@@ -179,8 +178,9 @@ def test_objects_of_a_bucket_are_read_as_a_folder_is(s3_uri: str) -> None:
     store.put("raw/cat/a.png", b"other")
     store.delete("raw/dog/0.gif")
     assert {piece.name for piece in set(listed) - set(pieces(source))} == {"cat/a.png", "dog/0.gif"}
-    reasons = {item.name: getattr(item, "reason", None) for _, item in source.read(listed)}
-    assert reasons["dog/0.gif"] == "cannot be read: gone since it was listed"
+    for name in ("cat/a.png", "dog/0.gif"):
+        with pytest.raises(SourceError, match=f"rests while it is read, got one where {name} changed"):
+            list(source.read([next(piece for piece in listed if piece.name == name)]))
 
 
 def test_a_bucket_that_is_none_or_empty_is_one_clear_line(s3_uri: str) -> None:
