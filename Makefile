@@ -1,11 +1,13 @@
-# make demo | test | up | down | lint | clean. The first target that needs it makes .venv.
+# make demo | test | up | down | lint | bench-data | clean. The first target that needs it makes .venv.
 
 PYTHON ?= python3
 # The torch build: GPU users name theirs, such as TORCH='torch==2.13.0+cu130' or a wheel's path.
 TORCH ?= torch==2.13.0
 BIN := .venv/bin
 
-.PHONY: demo test test-quick lint up down clean
+PEERS := .venv-peers
+
+.PHONY: demo test test-quick lint up down bench-data clean
 
 demo: .venv/done
 	$(BIN)/atelier run digits --airflow
@@ -28,10 +30,20 @@ lint: .venv/done
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
+bench-data: .venv/done $(PEERS)/done
+	$(BIN)/python -m tests.bench.data --peers $(PEERS)/bin/python
+
+# Of the peers' dependencies torchvision goes again: PyPI's is built for CUDA and breaks imports beside a CPU torch.
+$(PEERS)/done: tests/bench/peers-requirements.txt
+	$(PYTHON) -m venv $(PEERS)
+	$(PEERS)/bin/pip install --quiet "$(TORCH)" --requirement tests/bench/peers-requirements.txt
+	$(PEERS)/bin/pip uninstall --quiet --yes torchvision
+	touch $@
+
 .venv/done: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
 	$(BIN)/pip install --quiet --constraint constraints.txt "$(TORCH)" --editable ".[airflow,train,dev]"
 	touch $@
 
 clean: down
-	rm -rf .atelier .venv
+	rm -rf .atelier .venv $(PEERS)

@@ -78,13 +78,42 @@ class Record(Strict):
         """The key of this record's folder in the store."""
         raise NotImplementedError
 
+    def key_of(self, entry: FileEntry) -> str:
+        """Where one of this record's files lies in the store."""
+        return f"{self.ref}/{entry.name}"
+
     def to_bytes(self) -> bytes:
         """The record as canonical JSON, the same bytes for the same record."""
         return (json.dumps(self.model_dump(mode="json"), sort_keys=True, indent=1) + "\n").encode()
 
 
+class Statistics(Strict):
+    """What the samples of a dataset are like. Pixel values are 0 to 255."""
+
+    mean: tuple[float, ...]  # of each channel, over all samples
+    std: tuple[float, ...]
+    labels: dict[str, dict[str, int]]  # by split, then by class name
+    source_sides: dict[str, int]  # samples by the longer side of their source image: {"32": those of 32 to 63 pixels}
+    source_bytes: int  # of the source images that became samples
+
+
+class Changes(Strict):
+    """How a dataset's version differs from its parent, in samples and shards."""
+
+    added: int
+    removed: int
+    decoded_images: int  # inputs that were read anew; all others are known from the parent
+    reused_shards: int
+    new_shards: int
+
+
 class Dataset(Record):
-    """An immutable version of a dataset. Images are (height, width, channels) uint8 in its shards."""
+    """An immutable version of a dataset. Images are (height, width, channels) uint8 in its shards.
+
+    Shards are named by their content and lie beside the versions, which share them. `files` lie in the version's own
+    folder: index.parquet (each input: its digest, sample key, split, shard, or why it is none), croissant.json,
+    samples.png and rejects.png.
+    """
 
     file_name: ClassVar[str] = "dataset.json"
     kind: Literal["dataset"] = "dataset"
@@ -93,18 +122,31 @@ class Dataset(Record):
     channels: int
     height: int
     width: int
+    layout: Literal["sample", "block"]
     classes: tuple[str, ...]  # empty: the images carry no labels
     splits: dict[str, int]  # samples of each split
     shards: tuple[Shard, ...]
+    files: tuple[FileEntry, ...]
+    statistics: Statistics
     rejected: tuple[Rejected, ...]  # the first of them; `num_rejected` counts all
+    num_inputs: int
     num_rejected: int
     num_duplicates: int
+    num_near_duplicates: int
+    spec: dict[str, Any]  # the recipe's dataset section
     source: dict[str, Any]  # the recipe's source section
-    source_fingerprint: str
+    source_fingerprint: str  # digest of the source's listing
+    parent: str | None  # the ref of the version before
+    changes: Changes
+    dropped: tuple[str, ...]  # digests of the pixels that were taken down, in this version or before
 
     @property
     def ref(self) -> str:
         return f"datasets/{self.name}/{self.id}"
+
+    def key_of(self, entry: FileEntry) -> str:
+        """Shards lie beside the versions of a dataset."""
+        return f"datasets/{self.name}/shards/{entry.name}" if isinstance(entry, Shard) else super().key_of(entry)
 
 
 class Run(Record):
@@ -216,6 +258,7 @@ class Alias(Strict):
 
 AnyRecord = Dataset | Run | Evaluation | SampleSet | Release
 RecordT = TypeVar("RecordT", bound=Record)
+StrictT = TypeVar("StrictT", bound=Strict)
 # The root is as long as can be: it may itself lie in a folder called `datasets` or `runs`.
 _RECORD_URI = re.compile(
     r"(?P<root>(?:s3|file)://.+)/(?P<ref>(?:datasets|releases)/[^/]+/[^/]+|(?:runs|evaluations|samples)/[^/]+)"
@@ -264,12 +307,12 @@ def load(store: Store, ref: str, kind: type[RecordT]) -> RecordT:
     return parse(store.get(key), kind, f"{store.uri}/{key}")
 
 
-def read_file(store: Store, record: Record, entry: FileEntry, remedy: str = "run its stage again") -> bytes:
+def read_file(store: Store, record: Record, entry: FileEntry, remedy: str | None = None) -> bytes:
     """The bytes of one of a record's files. Raises IntegrityError where they are not what the record states."""
-    where = f"{store.uri}/{record.ref}/{entry.name}"
-    remedy = f"delete {store.uri}/{record.ref} and {remedy}"
+    where = f"{store.uri}/{record.key_of(entry)}"
+    remedy = remedy or f"delete {store.uri}/{record.ref} and run its stage again"
     try:
-        data = store.get(f"{record.ref}/{entry.name}")
+        data = store.get(record.key_of(entry))
     except NotFound:
         raise IntegrityError(f"{where}: expected {entry.bytes:,} bytes, found no object; {remedy}") from None
     found = file_entry(entry.name, data)
@@ -282,6 +325,11 @@ def read_file(store: Store, record: Record, entry: FileEntry, remedy: str = "run
 
 def parse(data: bytes, kind: type[RecordT], where: str) -> RecordT:
     """Read a record's bytes; `where` names them in the error."""
+    return parse_model(data, kind, where)
+
+
+def parse_model(data: bytes, kind: type[StrictT], where: str) -> StrictT:
+    """Read what a model's bytes say; `where` names them in the error. Raises RecordError."""
     try:
         return kind.model_validate_json(data)
     except ValidationError as error:

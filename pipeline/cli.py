@@ -12,7 +12,7 @@ from typer.core import TyperGroup
 from typer.main import get_command
 
 from pipeline import __version__
-from pipeline.artifacts import Located, open_record, split_uri
+from pipeline.artifacts import Dataset, Located, open_record, split_uri
 from pipeline.console import (
     JsonOption,
     RecipeArgument,
@@ -39,6 +39,7 @@ ORDER = (
     "promote",
     "list",
     "show",
+    "repair",
     "up",
     "down",
 )
@@ -109,7 +110,7 @@ def run(
         todo = here.unfinished(stages)
         if not todo:
             say("everything is done, skipped: " + ", ".join(here.task_name(s.verb, s.model) for s in stages))
-        seconds: Seconds = {} if airflow or not todo else here.run_recipe(place, parsed, settings, say)
+        seconds: Seconds = {} if airflow or not todo else here.run_recipe(place, parsed, settings, console, say)
         if not (airflow and todo):
             _show(summary(place, parsed, seconds, settings.home / "grids"), json_)
             return
@@ -144,22 +145,53 @@ def check(recipe: RecipeArgument, store: StoreOption = None, set_: SetOption = N
 
 @app.command()
 def ingest(
-    recipe: RecipeArgument, store: StoreOption = None, set_: SetOption = None, json_: JsonOption = False
+    recipe: RecipeArgument,
+    store: StoreOption = None,
+    set_: SetOption = None,
+    drop: Annotated[
+        list[str] | None,
+        typer.Option("--drop", help="Take a source image down: its sample's key or its name.", show_default=False),
+    ] = None,
+    why: Annotated[str, typer.Option("--why", help="Why it is taken down.")] = "taken down by hand",
+    json_: JsonOption = False,
 ) -> None:
-    """Read a recipe's source into shards and a dataset record."""
-    from pipeline.ingest import ingest as ingest_source
-    from pipeline.run import progress_lines
+    """Read what is new in a recipe's source into shards and a dataset record."""
+    from pipeline import ingest as stage
+    from pipeline.datasets import takedown
+    from pipeline.datasets.versions import ingested_lines
+    from pipeline.progress import shown
 
     settings = Settings.from_environment()
     parsed = read_recipe(recipe, set_, settings)
     with opened_store(store, settings) as place:
-        dataset = ingest_source(place, parsed, progress_lines(say))
-        splits = ", ".join(f"{count:,} {split}" for split, count in dataset.splits.items())
-        counts = f"{splits}; {dataset.num_duplicates:,} duplicates dropped, {dataset.num_rejected:,} rejected"
-        for rejected in dataset.rejected[:5]:
-            say(f"rejected {rejected.name}: {rejected.reason}")
+        reach = None
+        if drop:
+            taken, reach = takedown.drop(place, parsed, drop, settings.user, why)
+            for line in takedown.lines(place.uri, taken, reach):
+                say(line)
+        with shown(console, say) as progress:
+            dataset = stage.ingest(place, parsed, progress, settings, say)
         located = Located.of(place, dataset)
-        report_record(json_, located, f"dataset   {located.uri}  ({counts})")
+        for line in ingested_lines(dataset):
+            say(line)
+        result = {"uri": located.uri, "record": dataset.model_dump(mode="json")}
+        report(json_, result | ({"reach": reach.model_dump(mode="json")} if reach else {}), f"dataset   {located.uri}")
+
+
+@app.command()
+def repair(
+    dataset: Annotated[str, typer.Argument(help="URI of a dataset.", show_default=False)], json_: JsonOption = False
+) -> None:
+    """Check every shard of a dataset, and make those that are damaged or gone again from the source."""
+    from pipeline.datasets.repair import repair as make_again
+
+    settings = Settings.from_environment()
+    with opened_store(split_uri(dataset)[0], settings) as place:
+        record = open_record(dataset, Dataset)[1]
+        assert isinstance(record, Dataset)
+        repaired = make_again(place, record, say)
+        found = f"{len(record.shards):,} shards checked, {len(repaired):,} made again"
+        report(json_, {"uri": dataset, "repaired": [shard.name for shard in repaired]}, found)
 
 
 @app.command()
@@ -220,13 +252,20 @@ def show(
 ) -> None:
     """Show one record."""
     from pipeline import releases
+    from pipeline.datasets.view import dataset_view, save_sheets
     from pipeline.listing import record_table
 
     settings = Settings.from_environment()
     by_name = "@" in target and "/" not in target
     with opened_store(store if by_name else split_uri(target)[0], settings) as place:
         record = releases.resolve(place, target) if by_name else open_record(target)[1]
-        report_record(json_, Located.of(place, record), record_table(Located.of(place, record)))
+        located = Located.of(place, record)
+        if not isinstance(record, Dataset):
+            report_record(json_, located, record_table(located))
+            return
+        files = save_sheets(place, record, settings.home / "sheets")
+        result = {"uri": located.uri, "record": record.model_dump(mode="json"), "sheets": [str(file) for file in files]}
+        report(json_, result, *dataset_view(located.uri, record), *(f"picture   {file}" for file in files))
 
 
 @app.command()

@@ -1,4 +1,4 @@
-"""Pictures in and out: a source's file to pixels, pixels to PNG and back, and the contact sheet.
+"""Pictures: pixels to PNG and back, and grids of them. What reads a source's files is `pipeline.decoders`.
 
 Pixels are uint8 (height, width, channels) with 1 or 3 channels everywhere.
 """
@@ -16,111 +16,15 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from PIL import Image
 
-    from pipeline.recipe import DatasetSpec
-
     Pixels = NDArray[np.uint8]
 
-FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF")
 PAPER = (250, 250, 248)
 INK = (60, 60, 64)
 FILTER_FROM_VALUES = 4096  # PNG's filters pay for pictures of this size; below, plain rows pack as well
 SUB = 1  # PNG's filter type that takes each value's left neighbour off it
-# What Pillow's decoders raise on damaged files (found by damaging some: test_pictures).
-_DAMAGED = (OSError, SyntaxError, ValueError, EOFError, LookupError, OverflowError, struct.error, zlib.error)
 
 
-class Unreadable(ValueError):  # noqa: N818 - the reason why an input is rejected, not a failure
-    """An input that cannot become a sample, and why in a few words."""
-
-
-# --- in: a source's file to pixels ---
-
-
-def read_picture(data: bytes, spec: "DatasetSpec") -> "Pixels":
-    """Decode one image file to the dataset's (height, width, channels).
-
-    The size is checked in the header before anything is decoded. Upright by its EXIF tag, transparency over
-    white, the first frame of an animation, 16-bit grey scaled to 8; colour profiles are not applied. Raises
-    Unreadable.
-    """
-    from PIL import Image, ImageOps, UnidentifiedImageError
-
-    enough = 2 * max(spec.height, spec.width)
-    try:
-        with Image.open(io.BytesIO(data), formats=FORMATS) as image:
-            if image.width * image.height > spec.max_pixels:
-                size = f"{image.width} x {image.height}"
-                raise Unreadable(f"{size} pixels are more than max_pixels {spec.max_pixels:,}")
-            # A JPEG decodes at 1/2, 1/4 or 1/8 for free; twice the wanted size leaves the filter enough.
-            image.draft(None, (enough, enough))
-            return to_pixels(_plain(ImageOps.exif_transpose(image)), spec)
-    except Image.DecompressionBombError:
-        raise Unreadable(f"its pixels are more than max_pixels {spec.max_pixels:,}") from None
-    except Unreadable:
-        raise
-    except UnidentifiedImageError:
-        raise Unreadable(f"not a {', '.join(FORMATS)} image") from None
-    except _DAMAGED as error:
-        raise Unreadable(f"damaged: {' '.join(str(error).split()) or type(error).__name__}") from None
-
-
-def _plain(image: "Image.Image") -> "Image.Image":
-    """The image as 8-bit grey ("L") or colour ("RGB"), whatever it was. Raises Unreadable."""
-    import numpy as np
-    from PIL import Image
-
-    if image.mode.startswith("I;16"):
-        wide = np.asarray(image).astype(np.uint32)
-        return Image.fromarray(((wide * 255 + 32767) // 65535).astype(np.uint8))
-    if image.mode in ("I", "F"):
-        raise Unreadable("32 bits a pixel have no known range; save it with 8 or 16")
-    if image.has_transparency_data:
-        colours = image.convert("RGBA")
-        return Image.alpha_composite(Image.new("RGBA", image.size, "white"), colours).convert("RGB")
-    return image if image.mode == "L" else image.convert("L" if image.mode == "1" else "RGB")
-
-
-def to_pixels(image: "Image.Image", spec: "DatasetSpec") -> "Pixels":
-    """An "L" or "RGB" image as the dataset's (height, width, channels). An image of that size is not touched.
-
-    Lanczos with its support widened by the scale (Pillow's `resize`) is the sharpest filter without aliasing
-    at hand; the datasets of StyleGAN and EDM are made with it. `contain` keeps the whole image and continues
-    its edge into the rest: a plain background goes on whatever its colour, and there is no bar of another
-    colour to be learnt. `cover` fills the shape and cuts the longer side's ends off; `stretch` gives up the
-    aspect.
-    """
-    import numpy as np
-    from PIL import Image
-
-    channels, height, width, fit = spec.channels, spec.height, spec.width, spec.fit
-    mode = "L" if channels == 1 else "RGB"
-    image = image if image.mode == mode else image.convert(mode)
-    if image.size != (width, height):
-        scales = width / image.width, height / image.height
-        scale = max(scales) if fit == "cover" else min(scales)
-        size = max(1, round(image.width * scale)), max(1, round(image.height * scale))
-        if fit == "contain":
-            image = image.resize((min(size[0], width), min(size[1], height)), Image.Resampling.LANCZOS)
-        else:
-            box = _middle(image, width / scale, height / scale) if fit == "cover" else None
-            image = image.resize((width, height), Image.Resampling.LANCZOS, box=box)
-    pixels = np.asarray(image, dtype=np.uint8).reshape(image.height, image.width, channels)
-    if image.size == (width, height):
-        return pixels
-    above, left = (height - image.height) // 2, (width - image.width) // 2
-    below, right = height - image.height - above, width - image.width - left
-    return np.pad(pixels, ((above, below), (left, right), (0, 0)), mode="edge")
-
-
-def _middle(image: "Image.Image", width: float, height: float) -> tuple[float, float, float, float]:
-    """The box of that size around the image's centre, inside the image."""
-    left, top = max(0.0, (image.width - width) / 2), max(0.0, (image.height - height) / 2)
-    return (
-        left,
-        top,
-        min(image.width - left, float(image.width)),
-        min(image.height - top, float(image.height)),
-    )
+# --- pixels to PNG and back ---
 
 
 def from_pixels(pixels: "Pixels") -> "Image.Image":
@@ -128,9 +32,6 @@ def from_pixels(pixels: "Pixels") -> "Image.Image":
     from PIL import Image
 
     return Image.fromarray(pixels[..., 0] if pixels.shape[-1] == 1 else pixels)
-
-
-# --- out: pixels to PNG and back ---
 
 
 def encode_png(pixels: "Pixels", text: Mapping[str, str] | None = None) -> bytes:
@@ -149,11 +50,11 @@ def encode_png(pixels: "Pixels", text: Mapping[str, str] | None = None) -> bytes
         lines[:, 1 + channels :] -= pixels.reshape(height, row)[:, :-channels]
     head = struct.pack(">IIBBBBB", width, height, 8, {1: 0, 3: 2}[channels], 0, 0, 0)
     chunks = [
-        _chunk(b"IHDR", head),
+        chunk(b"IHDR", head),
         *_text_chunks(text or {}),
-        _chunk(b"IDAT", zlib.compress(lines.tobytes(), 1)),
+        chunk(b"IDAT", zlib.compress(lines.tobytes(), 1)),
     ]
-    return b"\x89PNG\r\n\x1a\n" + b"".join(chunks) + _chunk(b"IEND", b"")
+    return b"\x89PNG\r\n\x1a\n" + b"".join(chunks) + chunk(b"IEND", b"")
 
 
 def png_bytes(image: "Image.Image", text: Mapping[str, str]) -> bytes:
@@ -165,7 +66,7 @@ def png_bytes(image: "Image.Image", text: Mapping[str, str]) -> bytes:
 
 
 def decode_png(data: bytes) -> "Pixels":
-    """A PNG of this project as (height, width, 1 or 3). Raises IntegrityError."""
+    """A PNG of this project as (height, width, 1 or 3), by Pillow. Raises IntegrityError."""
     import numpy as np
     from PIL import Image
 
@@ -186,7 +87,8 @@ def decode_png(data: bytes) -> "Pixels":
     raise IntegrityError(f"expected an 8-bit grey or RGB PNG, got {got}")
 
 
-def _chunk(kind: bytes, data: bytes) -> bytes:
+def chunk(kind: bytes, data: bytes) -> bytes:
+    """A chunk of a PNG with its length and checksum."""
     return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(data, zlib.crc32(kind)))
 
 
@@ -198,9 +100,9 @@ def _text_chunks(text: Mapping[str, str]) -> list[bytes]:
         if not 1 <= len(name) <= 79 or "\0" in keyword + value:
             raise ValueError(f"expected a PNG keyword of 1 to 79 characters and text without NUL, got {keyword!r}")
         try:
-            chunks.append(_chunk(b"tEXt", name + b"\0" + value.encode("latin-1")))
+            chunks.append(chunk(b"tEXt", name + b"\0" + value.encode("latin-1")))
         except UnicodeEncodeError:
-            chunks.append(_chunk(b"iTXt", name + b"\0\0\0\0\0" + value.encode()))
+            chunks.append(chunk(b"iTXt", name + b"\0\0\0\0\0" + value.encode()))
     return chunks
 
 

@@ -38,6 +38,11 @@ RESERVED = ("datasets", "runs", "evaluations", "samples", "releases", "aliases")
 NAME_PATTERN = r"^[a-z][a-z0-9_]{0,39}$"  # a DAG id, a folder of the store and a bucket key all take such a name
 
 
+BLOCK_IMAGE_BYTES = 64 << 10  # up to this size decoded, `layout: auto` puts images into blocks
+SHARD_BYTES = 8 << 20  # where the recipe does not say: about this size decoded ...
+SHARD_IMAGES = (256, 8192)  # ... but so many images
+
+
 class DatasetSpec(Strict):
     """What the images become: uint8 (height, width, channels), cut into splits and shards."""
 
@@ -46,9 +51,49 @@ class DatasetSpec(Strict):
     width: int = Field(ge=4, le=1024)
     fit: Literal["contain", "cover", "stretch"] = "contain"
     held_out: float = Field(0.15, gt=0, lt=1)  # share of the samples in the split `test`
-    shard_images: int = Field(1024, ge=1)
-    max_rejected: float = Field(0.0, ge=0, le=1)  # a larger share of unreadable inputs fails the ingest
+    layout: Literal["auto", "sample", "block"] = "auto"  # a record an image, or a record a block of images
+    encoding: Literal["png", "jpg", "webp"] = "png"  # of the images in layout `sample`; blocks hold plain pixels
+    quality: int = Field(95, ge=1, le=100)  # of jpg and webp (100: webp without loss)
+    shard_images: int | None = Field(None, ge=1)  # None: by the size of an image
+    block_images: int = Field(512, ge=256, le=1024)
+    duplicates: Literal["drop", "keep"] = "drop"  # inputs of the same pixels and class
+    near_duplicates: Literal["ignore", "count", "drop"] = "ignore"
+    near_distance: int = Field(3, ge=0, le=8)  # bits of 64 by which the perceptual hashes of near duplicates differ
     max_pixels: int = Field(50_000_000, ge=1)  # a larger image is rejected before it is decoded
+
+    @model_validator(mode="after")
+    def _webp_is_colour(self) -> Self:
+        if self.encoding == "webp" and self.channels == 1:
+            raise ValueError("encoding: png or jpg with channels: 1, got webp, which has no grey")
+        return self
+
+    @property
+    def image_bytes(self) -> int:
+        """Bytes of one decoded image."""
+        return self.channels * self.height * self.width
+
+    @property
+    def resolved_layout(self) -> Literal["sample", "block"]:
+        """The layout that `auto` means for images of this size."""
+        if self.layout == "auto":
+            return "block" if self.image_bytes <= BLOCK_IMAGE_BYTES else "sample"
+        return self.layout
+
+    @property
+    def resolved_shard_images(self) -> int:
+        """How many images a shard holds."""
+        low, high = SHARD_IMAGES
+        return self.shard_images or min(max(SHARD_BYTES // self.image_bytes, low), high)
+
+
+class ChecksSpec(Strict):
+    """What a dataset must be before anything is trained on it. It enters no id. None: not checked."""
+
+    min_images: int = Field(4, ge=4)
+    min_images_per_class: int = Field(1, ge=0)
+    max_rejected: float = Field(0.0, ge=0, le=1)  # share of the inputs
+    max_label_drift: float | None = Field(None, ge=0, le=1)  # total variation distance to the parent's label histogram
+    max_pixel_drift: float | None = Field(None, ge=0)  # |mean - parent's mean| / parent's std, of the worst channel
 
 
 class ModelSpec(BaseModel):
@@ -121,6 +166,7 @@ class Recipe(Strict):
     name: str = Field(pattern=NAME_PATTERN)
     source: Annotated[SerializeAsAny[SourceBase], BeforeValidator(_source)]
     dataset: DatasetSpec
+    checks: ChecksSpec = ChecksSpec()
     models: dict[Annotated[str, Field(pattern=NAME_PATTERN)], ModelSpec] = Field(min_length=1)
     cluster: ClusterSpec = ClusterSpec()
     evaluation: EvaluationSpec = EvaluationSpec()

@@ -216,8 +216,8 @@ def _copy_samples(store: Store, samples: SampleSet, ref: str, release: str) -> l
 
 
 def _tag(sample: shards.Sample, release: str) -> shards.Sample:
-    png = pictures.add_text(sample.members["png"], {"atelier:release": release})
-    return shards.Sample(key=sample.key, members={**sample.members, "png": png})
+    png = pictures.add_text(sample.image, {"atelier:release": release})
+    return shards.Sample(key=sample.key, members={**sample.members, sample.extension: png})
 
 
 def _alias_bytes(alias: Alias) -> bytes:

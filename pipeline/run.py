@@ -8,10 +8,13 @@ from collections.abc import Callable, Mapping
 from importlib.metadata import entry_points
 from typing import Any, cast
 
+from rich.console import Console
+
 from pipeline import ingest, releases
 from pipeline.artifacts import AnyRecord, Dataset, Evaluation, Located, Release, Run, SampleSet
 from pipeline.errors import RecipeError
 from pipeline.plan import Stage, plan
+from pipeline.progress import shown
 from pipeline.recipe import Recipe, check_models
 from pipeline.settings import Settings
 from pipeline.store import Store
@@ -38,7 +41,7 @@ def stage_function(name: str) -> Callable[..., Any]:
     raise RecipeError(f"{name} is not installed; install atelier with its extra `train`")
 
 
-def run_recipe(store: Store, recipe: Recipe, settings: Settings, say: Say) -> Seconds:
+def run_recipe(store: Store, recipe: Recipe, settings: Settings, console: Console, say: Say) -> Seconds:
     """Run what is not done yet, one stage after the other; gives the seconds of the stages that ran."""
     check_models(recipe)
     seconds: dict[str, float] = {}
@@ -56,7 +59,11 @@ def run_recipe(store: Store, recipe: Recipe, settings: Settings, say: Say) -> Se
         say(f"{name}: {seconds[name]:.1f} s  {Located.of(store, record).uri}")
         return record
 
-    dataset = stage("ingest", None, lambda: ingest.ingest(store, recipe, progress_lines(say)))
+    def read() -> AnyRecord:
+        with shown(console, say) as progress:
+            return ingest.ingest(store, recipe, progress, settings, say)
+
+    dataset = stage("ingest", None, read)
     assert isinstance(dataset, Dataset)
     for model in recipe.models:
         _run_model(store, recipe, settings, model, dataset, stage, say)
@@ -76,7 +83,7 @@ def _run_model(
         "train", model, lambda: stage_function("train")(store, recipe, model, dataset, settings, say)
     )
     assert isinstance(run, Run)
-    evaluation = stage("evaluate", model, lambda: stage_function("evaluate")(store, recipe, run, say))
+    evaluation = stage("evaluate", model, lambda: stage_function("evaluate")(store, recipe, run, settings, say))
     samples = stage("sample", model, lambda: stage_function("sample")(store, recipe, run))
     assert isinstance(evaluation, Evaluation) and isinstance(samples, SampleSet)
     release = stage(
@@ -91,22 +98,6 @@ def _run_model(
         return release
 
     stage("promote", model, promote)
-
-
-def progress_lines(say: Say, every_seconds: float = 2.0) -> Callable[[ingest.Progress], None]:
-    """Show an ingest's progress as lines, one every few seconds."""
-    last = time.monotonic()
-
-    def show(progress: ingest.Progress) -> None:
-        nonlocal last
-        if time.monotonic() - last < every_seconds and progress.done != progress.total:
-            return
-        last = time.monotonic()
-        total = f"/{progress.total:,}" if progress.total else ""
-        rate = progress.done / max(progress.seconds, 1e-9)
-        say(f"ingest {progress.done:,}{total} images, {progress.rejected:,} rejected, {rate:,.0f} images/s")
-
-    return show
 
 
 def unfinished(stages: list[Stage]) -> list[Stage]:

@@ -5,6 +5,8 @@
 | ATELIER_STORE | store URI, `s3://bucket/prefix` or `file:///folder` | the embedded store |
 | ATELIER_HOME | folder of the embedded stack and of local files | `.atelier` |
 | ATELIER_RECIPES | folders of recipes beside the ones that ship, joined by `:` | none |
+| ATELIER_CACHE | folder of decoded shards, shared by the workers of a node | `cache` in ATELIER_HOME |
+| ATELIER_CACHE_GB | most that lies there, in GB | half of what is free, at most 100 |
 | RAY_ADDRESS | Ray cluster that `train` joins | a cluster of this process |
 | AWS_ENDPOINT_URL_S3 | an S3 server other than Amazon's; boto3 reads it too | Amazon's, or the embedded store |
 | RAY_AUTH_TOKEN, RAY_AUTH_TOKEN_PATH | token of Ray's Jobs API | none |
@@ -15,6 +17,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from pipeline.errors import UserError
+
 
 @dataclass(frozen=True)
 class Settings:
@@ -23,23 +27,44 @@ class Settings:
     store: str | None
     home: Path
     recipe_folders: tuple[Path, ...]
+    cache: Path | None
+    cache_gb: float | None
     ray_address: str | None
     s3_endpoint: str | None
     user: str
 
     @classmethod
     def from_environment(cls) -> "Settings":
-        """Read the variables of the table above."""
+        """Read the variables of the table above. Raises UserError."""
         env = os.environ
         folders = env.get("ATELIER_RECIPES", "")
         return cls(
             store=env.get("ATELIER_STORE") or None,
             home=Path(env.get("ATELIER_HOME") or ".atelier").absolute(),
             recipe_folders=tuple(Path(f).absolute() for f in folders.split(os.pathsep) if f),
+            cache=Path(env["ATELIER_CACHE"]).absolute() if env.get("ATELIER_CACHE") else None,
+            cache_gb=_gigabytes(env.get("ATELIER_CACHE_GB")),
             ray_address=env.get("RAY_ADDRESS") or None,
             s3_endpoint=env.get("AWS_ENDPOINT_URL_S3") or None,
             user=env.get("USER") or env.get("LOGNAME") or "unknown",
         )
+
+    @property
+    def cache_folder(self) -> Path:
+        """Where decoded shards are kept."""
+        return self.cache or self.home / "cache"
+
+
+def _gigabytes(text: str | None) -> float | None:
+    if not text:
+        return None
+    try:
+        value = float(text)
+    except ValueError:
+        value = -1.0
+    if not 0 <= value < float("inf"):
+        raise UserError(f"ATELIER_CACHE_GB: expected a number of GB such as 20 or 0.5, got {text!r}")
+    return value
 
 
 def child_environment(**changes: str) -> dict[str, str]:

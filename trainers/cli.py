@@ -68,7 +68,7 @@ def evaluate(
     with opened_store(_root(run), settings) as place:
         record = open_record(run, Run)[1]
         assert isinstance(record, Run)
-        located = Located.of(place, evaluation.evaluate(place, parsed, record, say))
+        located = Located.of(place, evaluation.evaluate(place, parsed, record, settings, say))
         report_record(json_, located, f"evaluation {located.uri}")
 
 

@@ -12,7 +12,9 @@ from torch import Tensor
 
 from pipeline import __version__, plan
 from pipeline.artifacts import Dataset, Evaluation, Figure, Run, commit, find, load
+from pipeline.nodecache import NodeCache
 from pipeline.recipe import Recipe
+from pipeline.settings import Settings
 from pipeline.store import Store
 from trainers import extractor, metrics, sample, stream
 from trainers.export import Sampler
@@ -27,7 +29,7 @@ BATCH_IMAGES = 256
 Say = Callable[[str], None]
 
 
-def evaluate(store: Store, recipe: Recipe, run: Run, say: Say) -> Evaluation:
+def evaluate(store: Store, recipe: Recipe, run: Run, settings: Settings, say: Say) -> Evaluation:
     """Every figure of the protocol for a run, or its evaluation where it is done. Raises UserError, IntegrityError."""
     wanted = plan.evaluation_id(recipe, run.ref)
     if done := find(store, f"evaluations/{wanted}", Evaluation):
@@ -35,9 +37,10 @@ def evaluate(store: Store, recipe: Recipe, run: Run, say: Say) -> Evaluation:
     torch.set_num_threads(recipe.cluster.threads_per_worker)
     spec = recipe.evaluation
     dataset = load(store, run.dataset, Dataset)
-    held_out = stream.read_split(store, dataset, spec.split)
+    cache = NodeCache.of(settings, say)
+    held_out = stream.read_split(store, dataset, spec.split, cache)
     say(f"evaluate {run.model}: features")
-    features = extractor.load_or_train(store, dataset, lambda split: _tensors(store, dataset, split))
+    features = extractor.load_or_train(store, dataset, lambda split: _tensors(store, dataset, split, cache))
     sampler = sample.open_sampler(store, run, torch.device("cpu"))
     say(f"evaluate {run.model}: {spec.num_samples:,} samples")
     classes = sample.classes_for(sampler, spec.num_samples)
@@ -62,8 +65,8 @@ def evaluate(store: Store, recipe: Recipe, run: Run, say: Say) -> Evaluation:
     return commit(store, record)
 
 
-def _tensors(store: Store, dataset: Dataset, split: str) -> tuple[Tensor, Tensor | None]:
-    found = stream.read_split(store, dataset, split)
+def _tensors(store: Store, dataset: Dataset, split: str, cache: NodeCache) -> tuple[Tensor, Tensor | None]:
+    found = stream.read_split(store, dataset, split, cache)
     return found.images_NCHW, found.labels_N if dataset.classes else None
 
 
@@ -106,14 +109,12 @@ def sample_figures(
 def likelihood_figures(sampler: Sampler, real: Split, seed: int) -> dict[str, Figure]:
     """Figures on held-out images that only this family has: a VAE's negative ELBO, say."""
     collected: dict[str, list[Tensor]] = {}
-    for index, start in enumerate(range(0, len(real.images_NCHW), BATCH_IMAGES)):
-        images = stream.to_unit(real.images_NCHW[start : start + BATCH_IMAGES])
-        labels = real.labels_N[start : start + BATCH_IMAGES]
-        noise = Noise(seed, index, 0, torch.arange(len(images)), len(images))
+    for index, (batch, mask_B) in enumerate(stream.every_batch(real, BATCH_IMAGES)):
+        noise = Noise(seed, index, 0, batch.rows_B, batch.global_size)
         with torch.no_grad():
-            figures = sampler.model.image_figures(sampler.network, images, labels, noise)
-        for name, values in figures.items():
-            collected.setdefault(name, []).append(values)
+            figures = sampler.model.image_figures(sampler.network, batch.images_BCHW, batch.labels_B, noise)
+        for name, values_B in figures.items():
+            collected.setdefault(name, []).append(values_B[mask_B])
     found = {}
     for name, parts in collected.items():
         values = torch.cat(parts).double()

@@ -403,7 +403,7 @@ def _train_and_store(
 
 
 def _load(store: Store, record: ExtractorRecord, device: Device) -> Extractor:
-    data = read_file(store, record, record.weights, "evaluate again")
+    data = read_file(store, record, record.weights, f"delete {store.uri}/{record.ref} and evaluate again")
     network = ExtractorNet(record.shape, record.num_outputs, record.config).to(device)
     _fill(network, data, f"{store.uri}/{record.ref}/{WEIGHTS}")
     return Extractor(record, network.eval().requires_grad_(False))

@@ -9,6 +9,8 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 from urllib.parse import urlparse
 
@@ -16,10 +18,12 @@ import torch
 
 from pipeline import plan
 from pipeline.artifacts import Dataset, Run, find, load
-from pipeline.errors import AtelierError, RecipeError, TrainingError
+from pipeline.errors import AtelierError, IntegrityError, RecipeError, RecordError, TrainingError
+from pipeline.nodecache import NodeCache
 from pipeline.recipe import ClusterSpec, Recipe, check_models, load_recipe
-from pipeline.settings import Settings, update_environment
+from pipeline.settings import Settings
 from pipeline.store import Store, open_store
+from pipeline.tasks import connect
 from trainers import loop
 from trainers.engine import DeepSpeedEngine, Engine, TorchEngine
 from trainers.families import Adam
@@ -28,6 +32,7 @@ from trainers.loop import Place, Say, Task
 COLLECTIVE_TIMEOUT_SECONDS = 300
 START_TIMEOUT_SECONDS = 120
 POLL_SECONDS = 0.5
+LASTING = (IntegrityError, TrainingError, RecipeError, RecordError)  # a store that is away may come back; these do not
 
 RAY_VARIABLES = {  # read when ray is imported, here and in its workers
     "RAY_AUTH_MODE": "token",
@@ -37,14 +42,12 @@ RAY_VARIABLES = {  # read when ray is imported, here and in its workers
     "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",  # an actor of 110 MiB a run, whose news nobody reads yet
 }
 
-# Set to 0, Ray listens on loopback only; else it takes 127.0.0.1 for this machine's address on its network.
-RAY_ON_LOOPBACK = "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"
-
 
 def train(store: Store, recipe: Recipe, model: str, dataset: Dataset, settings: Settings, say: Say) -> Run:
     """Train a model of the recipe on a dataset, or return its run where that is done. Raises TrainingError."""
     recipe.model_named(model)
-    task = Task(store, recipe, model, dataset, plan.run_id(recipe, model, dataset.ref))
+    cache = NodeCache.of(settings, say)
+    task = Task(store, recipe, model, dataset, plan.run_id(recipe, model, dataset.ref), cache)
     if done := find(store, task.run_ref, Run):
         return done
     check_models(recipe)
@@ -70,10 +73,8 @@ def _device(cluster: ClusterSpec, has_gpu: bool) -> str:
 
 
 def _train_on_ray(task: Task, settings: Settings, say: Say) -> None:
-    update_environment(RAY_VARIABLES)
-    if settings.ray_address is None:
-        update_environment({RAY_ON_LOOPBACK: "0"})
     try:
+        connect(settings, RAY_VARIABLES)
         import ray
         from ray import train as ray_train
         from ray.train.torch import TorchConfig, TorchTrainer
@@ -84,7 +85,6 @@ def _train_on_ray(task: Task, settings: Settings, say: Say) -> None:
         ) from None
 
     cluster = task.recipe.cluster
-    _connect(ray, settings)
     use_gpu = _device(cluster, ray.cluster_resources().get("GPU", 0) > 0) == "cuda"
     _check_size(ray, cluster, settings)
     config = {
@@ -93,6 +93,8 @@ def _train_on_ray(task: Task, settings: Settings, say: Say) -> None:
         "model": task.model,
         "dataset": task.dataset.ref,
         "run_id": task.run_id,
+        "cache": str(settings.cache_folder),
+        "cache_gb": settings.cache_gb,
     }
     storage_path, filesystem = _storage(task.store, f"{task.run_ref}/ray")
     trainer = TorchTrainer(
@@ -109,6 +111,7 @@ def _train_on_ray(task: Task, settings: Settings, say: Say) -> None:
             storage_path=storage_path,
             storage_filesystem=filesystem,
             failure_config=ray_train.FailureConfig(max_failures=cluster.max_failures, controller_failure_limit=3),
+            callbacks=[_give_up_early()],
         ),
     )
     try:
@@ -116,20 +119,6 @@ def _train_on_ray(task: Task, settings: Settings, say: Say) -> None:
             trainer.fit()
     except Exception as error:  # Ray wraps what a worker raised: give the user the cause, in one line
         raise _cause(error) from error
-
-
-def _connect(ray: Any, settings: Settings) -> None:
-    """Join the job's cluster, or start one for this process."""
-    if ray.is_initialized():
-        return
-    here = {} if settings.ray_address else {"include_dashboard": False, "_node_ip_address": "127.0.0.1"}
-    ray.init(
-        address=settings.ray_address or "local",
-        runtime_env={"env_vars": RAY_VARIABLES},
-        log_to_driver=False,  # progress comes by `_teller`, errors by exception; the rest stays in Ray's own logs
-        logging_level="error",
-        **here,
-    )
 
 
 def _check_size(ray: Any, cluster: ClusterSpec, settings: Settings) -> None:
@@ -157,16 +146,35 @@ def _storage(store: Store, key: str) -> tuple[str, Any]:
 
 def _cause(error: BaseException) -> AtelierError:
     """The project's own error inside Ray's, or one line about what else happened."""
-    seen: BaseException | None = error
-    while seen is not None:
-        if isinstance(seen, AtelierError):
-            return seen
-        failures = getattr(seen, "worker_failures", None)
-        seen = next(iter(failures.values())) if failures else seen.__cause__ or getattr(seen, "cause", None)
+    if own := _own_error(error):
+        return own
     last = str(error).strip().splitlines()[-1]
     return TrainingError(
         f"training did not finish: {type(error).__name__}: {last:.300}; a rerun goes on from the last checkpoint"
     )
+
+
+def _own_error(error: BaseException) -> AtelierError | None:
+    """The project's own error among those that Ray has wrapped: of any worker, of the controller."""
+    if isinstance(error, AtelierError):
+        return error
+    inner = [*getattr(error, "worker_failures", {}).values(), error.__cause__]
+    inner += [getattr(error, name, None) for name in ("controller_failure", "_base_exc", "cause")]
+    found = (_own_error(one) for one in inner if isinstance(one, BaseException))
+    return next((own for own in found if own), None)
+
+
+def _give_up_early() -> Any:
+    """A callback of Ray Train's controller: an error that another attempt would meet again ends the run at once."""
+    from ray.train import UserCallback
+
+    class GiveUp(UserCallback):  # type: ignore[misc]  # ray ships no types
+        def after_exception(self, run_context: Any, worker_exceptions: dict[int, Exception]) -> None:
+            for error in worker_exceptions.values():
+                if isinstance(own := _own_error(error), LASTING):
+                    raise own  # Ray tries no failure again that a callback raised
+
+    return GiveUp()
 
 
 def _teller(run_id: str) -> Say:
@@ -210,6 +218,13 @@ def _spoken(run_id: str, say: Say) -> Iterator[None]:
         take()
 
 
+def _cache_of_node(config: dict[str, Any], say: Say) -> NodeCache:
+    """The cache that this node's environment names, else in the folder that the starter's names."""
+    own = Settings.from_environment()
+    gigabytes = config["cache_gb"] if own.cache_gb is None else own.cache_gb
+    return NodeCache.of(replace(own, cache=own.cache or Path(config["cache"]), cache_gb=gigabytes), say)
+
+
 def _worker(config: dict[str, Any]) -> None:
     """One worker of a Ray Train group."""
     from ray import train as ray_train
@@ -218,7 +233,9 @@ def _worker(config: dict[str, Any]) -> None:
     context = ray_train.get_context()
     store = open_store(config["store"])
     recipe = load_recipe(config["recipe"])
-    task = Task(store, recipe, config["model"], load(store, config["dataset"], Dataset), config["run_id"])
+    say = _teller(config["run_id"])
+    dataset = load(store, config["dataset"], Dataset)
+    task = Task(store, recipe, config["model"], dataset, config["run_id"], _cache_of_node(config, say))
     cluster = recipe.cluster
     torch.set_num_threads(cluster.threads_per_worker)
 
@@ -228,4 +245,4 @@ def _worker(config: dict[str, Any]) -> None:
         return DeepSpeedEngine(module, settings, cluster.zero)
 
     place = Place(context.get_world_rank(), context.get_world_size(), get_device())
-    loop.train(task, place, make_engine, _teller(config["run_id"]))
+    loop.train(task, place, make_engine, say)

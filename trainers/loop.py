@@ -8,6 +8,7 @@ the run's record, which the first worker commits.
 import math
 import time
 from collections.abc import Callable
+from contextlib import closing
 from dataclasses import dataclass
 
 import torch
@@ -17,6 +18,7 @@ from torch import Tensor, nn
 from pipeline import __version__
 from pipeline.artifacts import Dataset, Run, commit, file_entry
 from pipeline.errors import TrainingError
+from pipeline.nodecache import NodeCache
 from pipeline.recipe import ModelSpec, Recipe
 from pipeline.store import Store
 from trainers import checkpoints, export, families, stream
@@ -48,6 +50,7 @@ class Task:
     model: str
     dataset: Dataset
     run_id: str
+    cache: NodeCache  # of this worker's node
 
     @property
     def spec(self) -> ModelSpec:
@@ -67,6 +70,7 @@ class State:
         spec = task.spec
         shape = stream.data_shape(task.dataset)
         config = families.parse_config(spec.family, spec.options, f"models.{task.model}")
+        self.augment = config.augment
         self.model: Model = families.build(spec.family, config, shape, spec.seed)
         self.engines = {
             name: make_engine(network.to(place.device), self.model.optimizers[name])
@@ -109,10 +113,12 @@ def train(task: Task, place: Place, make_engine: MakeEngine, say: Say) -> None:
     """Train from the newest complete checkpoint to the last step, and commit the run. Raises TrainingError."""
     spec = task.spec
 
-    # --- Data: the whole training split in memory, on the device.
-    split = stream.read_split(task.store, task.dataset, "train").to(place.device)
-    sizes = [shard.samples for shard in stream.split_shards(task.dataset, "train")]
-    order = stream.order_of(sizes, spec.batch_size, spec.seed)
+    # --- Data: the training split, whole on the device where it fits.
+    if place.rank == 0:
+        shards = stream.split_shards(task.dataset, "train")
+        say(f"train {task.model}: {task.dataset.splits['train']:,} images in {len(shards):,} shards")
+    reader = stream.open_split(task.cache, task.store, task.dataset, "train", place.device, place.world)
+    order = stream.order_of(reader.shard_sizes, spec.batch_size, spec.seed, reader.image_bytes)
 
     # --- State: new, or where an earlier attempt left off.
     state = State(task, place, make_engine)
@@ -122,18 +128,18 @@ def train(task: Task, place: Place, make_engine: MakeEngine, say: Say) -> None:
     meter = Meter(task, place, state, say)
 
     # --- Steps.
-    batches = stream.batches(order, split, place.rank, place.world, state.step)
-    while state.step < spec.steps:
-        take_step(state, next(batches), spec, place, meter)
-        state.step += 1
-        state.update_ema(spec.batch_size, spec.ema_half_life_images)
-        if meter.due():
-            meter.read()
-        if state.step % spec.checkpoint_every_steps == 0 or state.step == spec.steps:
-            meter.read()  # a loss that is not finite must not reach a checkpoint
-            checkpoint = state.checkpoint()
-            if place.rank == 0:
-                checkpoints.save(task.store, task.run_ref, checkpoint)
+    with closing(stream.batches(order, reader, place.rank, place.world, state.step, state.augment)) as batches:
+        while state.step < spec.steps:
+            take_step(state, next(batches), spec, place, meter)
+            state.step += 1
+            state.update_ema(spec.batch_size, spec.ema_half_life_images)
+            if meter.due():
+                meter.read()
+            if state.step % spec.checkpoint_every_steps == 0 or state.step == spec.steps:
+                meter.read()  # a loss that is not finite must not reach a checkpoint
+                checkpoint = state.checkpoint()
+                if place.rank == 0:
+                    checkpoints.save(task.store, task.run_ref, checkpoint)
 
     # --- The run's files, then its record.
     if place.rank == 0:

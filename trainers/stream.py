@@ -1,109 +1,42 @@
 """Dataset to batches: deterministic, resumable, and the same global batches for any number of workers.
 
-The order of an epoch. A permutation of all shards, drawn from (seed, epoch), lays the split's samples in one line.
-The line's first `steps * batch_size` samples are cut into C equal lanes (the last `samples mod batch_size` of this
-epoch's line are left out: another remainder each epoch). Within a lane, the samples of each window of K consecutive
-shards are permuted. The global batch t takes the next `batch_size / C` samples of every lane, and worker r of W owns
-the lanes l with l mod W = r. So every sample that is in the line comes exactly once an epoch, whoever reads it, and
-the state of a stream is (dataset, seed, step): no buffers to save.
+    dataset --NodeCache--> Split (whole, on the device) or Shards (gathered some steps ahead) --batches--> Batch
+
+The order is that of `trainers.order`. Two readers stand behind `batches`, and both give the same batches: a split that
+fits is loaded once, and its batches are gathered on the device; a larger one is gathered from the node's mapped shards,
+some steps ahead. Each shard is fetched and decoded once a node (`pipeline.nodecache`). The state of a stream is the
+global step alone. Evaluation reads every sample, by `every_batch`.
+
+    reader = open_split(cache, store, dataset, "train", device)
+    order = order_of(reader.shard_sizes, batch_size, seed, reader.image_bytes)
+    with closing(batches(order, reader, rank, world, start_step)) as stream:
+        for batch in stream: ...
 
 Legend: B images of the local batch, C channels, H height, W width, N images of a split.
 """
 
-import math
-from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from collections.abc import Generator, Iterator
+from contextlib import closing
 
 import numpy as np
-import numpy.typing as npt
+import psutil
 import torch
 from torch import Tensor
 
-from pipeline import pictures, shards
 from pipeline.artifacts import Dataset, Shard
-from pipeline.errors import RecipeError, UserError
+from pipeline.errors import UserError
+from pipeline.nodecache import NodeCache
 from pipeline.store import Store
+from trainers.augment import Augment
 from trainers.families import Batch, DataShape
+from trainers.order import Chunk, Order, chunks_of, order_of, rows_of
+from trainers.readers import Reader, Shards, Split, load_split
 
-MAX_LANES = 48  # divisible by 1, 2, 3, 4, 6, 8, 12, 16: those numbers of workers get equal parts of a batch
-WINDOW_SHARDS = 8
+__all__ = ["Order", "Reader", "Shards", "Split", "batches", "every_batch", "open_split", "order_of", "read_split"]
+
 MAX_RESIDENT_BYTES = 8 << 30
-
-Indices = npt.NDArray[np.int64]
-
-
-@dataclass(frozen=True)
-class Order:
-    """What decides the order of the samples: shard sizes, and the numbers of the recipe."""
-
-    shard_sizes: tuple[int, ...]
-    batch_size: int
-    seed: int
-    lanes: int
-    window_shards: int = WINDOW_SHARDS
-
-    @property
-    def steps_per_epoch(self) -> int:
-        """Global batches in one epoch."""
-        return sum(self.shard_sizes) // self.batch_size
-
-
-def order_of(shard_sizes: Sequence[int], batch_size: int, seed: int) -> Order:
-    """The order with as many lanes as the batch divides into. Raises RecipeError on a batch larger than the split."""
-    if sum(shard_sizes) < batch_size:
-        raise RecipeError(
-            f"batch_size: expected at most the {sum(shard_sizes)} images of the training split, got {batch_size}; "
-            "lower it or ingest more images"
-        )
-    return Order(tuple(shard_sizes), batch_size, seed, math.gcd(batch_size, MAX_LANES))
-
-
-def _random(order: Order, *what: int) -> np.random.Generator:
-    """A generator that depends on the seed and on what it is for, and on nothing drawn before."""
-    return np.random.Generator(np.random.Philox(np.random.SeedSequence([order.seed, *what])))
-
-
-def lane_of(order: Order, epoch: int, lane: int) -> Indices:
-    """The samples of one lane in the epoch's order, as indices into the split (steps * batch_size / lanes,)."""
-    sizes = np.array(order.shard_sizes, dtype=np.int64)
-    starts = np.cumsum(sizes) - sizes  # of each shard in the split
-    shard_order = _random(order, epoch).permutation(len(sizes))
-    ends = np.cumsum(sizes[shard_order])  # of each shard in the epoch's line
-    length = order.steps_per_epoch * order.batch_size // order.lanes
-    low, high = lane * length, (lane + 1) * length
-    pieces = []
-    for shard, end in zip(shard_order, ends, strict=True):
-        begin = end - sizes[shard]
-        if begin < high and end > low:
-            inside = np.arange(max(low, begin), min(high, end)) - begin
-            pieces.append(starts[shard] + inside)
-    windows = [
-        _random(order, epoch, lane, at).permutation(np.concatenate(pieces[at : at + order.window_shards]))
-        for at in range(0, len(pieces), order.window_shards)
-    ]
-    return np.concatenate(windows)
-
-
-def epoch_of(order: Order, epoch: int, rank: int, world: int) -> tuple[Indices, Indices]:
-    """A worker's samples of an epoch (steps, B), and which rows of the global batch they are (B,)."""
-    per_lane = order.batch_size // order.lanes
-    own = range(rank, order.lanes, world)
-    lanes = [lane_of(order, epoch, lane).reshape(order.steps_per_epoch, per_lane) for lane in own]
-    rows = [np.arange(lane * per_lane, (lane + 1) * per_lane) for lane in own]
-    return np.concatenate(lanes, axis=1), np.concatenate(rows)
-
-
-@dataclass(frozen=True)
-class Split:
-    """All images of a split, in the order of its shards, in memory."""
-
-    images_NCHW: Tensor  # uint8
-    labels_N: Tensor  # int64; zeros where the dataset carries no labels
-
-    def to(self, device: torch.device) -> "Split":
-        """The same images on another device."""
-        return Split(self.images_NCHW.to(device), self.labels_N.to(device))
+RESIDENT_SHARE = 0.25  # of the device's free memory; on the host, of this worker's part of it
+LOAD_THREADS = 4
 
 
 def split_shards(dataset: Dataset, split: str) -> list[Shard]:
@@ -111,30 +44,48 @@ def split_shards(dataset: Dataset, split: str) -> list[Shard]:
     return sorted((shard for shard in dataset.shards if shard.split == split), key=lambda shard: shard.name)
 
 
-def read_split(store: Store, dataset: Dataset, split: str) -> Split:
-    """Read, check and decode a whole split. Raises IntegrityError naming a shard whose bytes are not its record's."""
+def open_split(
+    cache: NodeCache,
+    store: Store,
+    dataset: Dataset,
+    split: str,
+    device: torch.device,
+    world: int = 1,
+    resident: bool | None = None,
+) -> Split | Shards:
+    """A reader of a split: whole on the device where that fits (or as `resident` says), else shard by shard.
+
+    It fits in a quarter of the device's free memory, 8 GiB at most; on the host, of the part that `world` workers leave
+    to each. Raises IntegrityError naming a shard whose bytes are not its record's.
+    """
     parts = split_shards(dataset, split)
-    resident = sum(part.samples for part in parts) * dataset.channels * dataset.height * dataset.width
-    if resident > MAX_RESIDENT_BYTES:
+    if resident is None:
+        resident = _bytes_of(dataset, parts) <= min(MAX_RESIDENT_BYTES, RESIDENT_SHARE * _free_bytes(device, world))
+    if resident:
+        return load_split(cache, store, dataset, parts, LOAD_THREADS).to(device)
+    return Shards(cache, store, dataset, parts, device)
+
+
+def read_split(store: Store, dataset: Dataset, split: str, cache: NodeCache) -> Split:
+    """A whole split on the host, for what needs all of it at once. Raises UserError, IntegrityError naming a shard."""
+    parts = split_shards(dataset, split)
+    num_bytes = _bytes_of(dataset, parts)
+    if num_bytes > MAX_RESIDENT_BYTES:
         raise UserError(
-            f"dataset {dataset.name}: expected a split of at most {MAX_RESIDENT_BYTES >> 30} GiB decoded, "
-            f"got {resident / 2**30:.1f} GiB; choose a smaller height and width"
+            f"dataset {dataset.name}: expected a split {split} of at most {MAX_RESIDENT_BYTES >> 30} GiB decoded, "
+            f"got {num_bytes / 2**30:.1f} GiB; choose a smaller height and width"
         )
-    with ThreadPoolExecutor(max_workers=4) as pool:
-        decoded = list(pool.map(lambda part: _decode_shard(store, dataset, part), parts))
-    images = np.concatenate([images for images, _ in decoded])
-    labels = np.concatenate([labels for _, labels in decoded])
-    return Split(torch.from_numpy(images), torch.from_numpy(labels))
+    return load_split(cache, store, dataset, parts, LOAD_THREADS)
 
 
-def _decode_shard(store: Store, dataset: Dataset, shard: Shard) -> tuple[npt.NDArray[np.uint8], Indices]:
-    images = np.empty((shard.samples, dataset.channels, dataset.height, dataset.width), np.uint8)
-    labels = np.zeros(shard.samples, np.int64)
-    for i, sample in enumerate(shards.read_shard(shards.open_shard(store, dataset, shard))):
-        images[i] = pictures.decode_png(sample.members["png"]).transpose(2, 0, 1)
-        if dataset.classes:
-            labels[i] = int(sample.members["cls"])
-    return images, labels
+def _bytes_of(dataset: Dataset, parts: list[Shard]) -> int:
+    return sum(part.samples for part in parts) * dataset.channels * dataset.height * dataset.width
+
+
+def _free_bytes(device: torch.device, world: int) -> int:
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0]
+    return int(psutil.virtual_memory().available) // world
 
 
 def data_shape(dataset: Dataset) -> DataShape:
@@ -147,20 +98,43 @@ def to_unit(images: Tensor) -> Tensor:
     return images.to(torch.float32).div_(255)
 
 
-def batches(order: Order, split: Split, rank: int, world: int, start_step: int) -> Iterator[Batch]:
-    """This worker's batches from global step `start_step` on, without end. Raises RecipeError on too many workers."""
-    if world > order.lanes:
-        raise RecipeError(
-            f"cluster.workers: expected at most {order.lanes} for batches of {order.batch_size}, got {world}; "
-            f"choose a batch size that is a multiple of {MAX_LANES}, or fewer workers"
-        )
-    device = split.images_NCHW.device
-    epoch, step = divmod(start_step, order.steps_per_epoch)
-    while True:
-        indices, rows = epoch_of(order, epoch, rank, world)
-        own = torch.from_numpy(indices).to(device)
-        rows_B = torch.from_numpy(rows).to(device)
-        for indices_B in own[step:]:
-            images_BCHW = to_unit(split.images_NCHW[indices_B])
-            yield Batch(images_BCHW, split.labels_N[indices_B], rows_B, order.batch_size)
-        epoch, step = epoch + 1, 0
+def batches(
+    order: Order, reader: Reader, rank: int, world: int, start_step: int, augment: Augment | None = None
+) -> Generator[Batch, None, None]:
+    """This worker's batches from global step `start_step` on, without end; close it to end its threads.
+
+    Raises RecipeError on too many workers, IntegrityError and StoreError where a shard cannot be read.
+    """
+    order.check_world(world)
+    rows_B = torch.from_numpy(rows_of(order, rank, world)).to(reader.device)
+    chunks = chunks_of(order, rank, world, start_step, reader.chunk_steps(len(rows_B)))
+    with closing(reader.read(chunks)) as steps:
+        for raw in steps:
+            images_BCHW = to_unit(raw.images_BCHW)
+            if augment is not None:
+                images_BCHW = augment(images_BCHW, raw.keys_B, order.seed, raw.epoch)
+            yield Batch(images_BCHW, raw.labels_B, rows_B, order.batch_size)
+
+
+def every_batch(
+    reader: Reader, batch_size: int, rank: int = 0, world: int = 1
+) -> Generator[tuple[Batch, Tensor], None, None]:
+    """All samples of a split in their order, once: this worker's part of each global batch, and a mask (B,).
+
+    Every worker gets equally many batches of one shape. The last global batch is filled up with the last sample, where
+    the mask is False. Raises IntegrityError, StoreError.
+    """
+    num = sum(reader.shard_sizes)
+    rows = np.arange(rank, batch_size, world)
+    rows_B = torch.from_numpy(rows).to(reader.device)
+    starts = np.arange(0, num, batch_size)
+    num_steps = reader.chunk_steps(len(rows))
+
+    def chunks() -> Iterator[Chunk]:
+        for at in range(0, len(starts), num_steps):
+            yield Chunk(0, np.minimum(starts[at : at + num_steps, None] + rows, num - 1))
+
+    with closing(reader.read(chunks())) as steps:
+        for start, raw in zip(starts.tolist(), steps, strict=True):
+            batch = Batch(to_unit(raw.images_BCHW), raw.labels_B, rows_B, batch_size)
+            yield batch, rows_B < num - start

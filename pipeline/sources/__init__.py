@@ -12,49 +12,78 @@ from __future__ import annotations
 import importlib
 import pkgutil
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from pydantic import ValidationError
 
 from pipeline.artifacts import Rejected, Strict
-from pipeline.errors import RecipeError
+from pipeline.errors import RecipeError, SourceError
 
 if TYPE_CHECKING:  # numpy takes a third of the time that importing `pipeline` may take
     import numpy as np
     from numpy.typing import NDArray
 
 
-@dataclass(frozen=True, slots=True)
-class Item:
-    """One raw image: an encoded file, or uint8 pixels (height, width, 1 or 3). `label` indexes `classes`."""
+class Piece(NamedTuple):
+    """What a source is listed by, and read again when it changed: one image file, or a part of a larger file."""
+
+    name: str  # one printable line, once in the source
+    mark: str  # another one after the content changed: a digest, or size and etag or time
+    bytes: int  # about how many are read for it
+    num_items: int = 1  # images in it
+    at: str = ""  # where the reader finds it, in the reader's terms
+
+
+class Item(NamedTuple):
+    """One raw image: an encoded file, or uint8 pixels (height, width, 1 or 3). `label` is its class's name."""
 
     name: str
     data: bytes | NDArray[np.uint8]
-    label: int | None
+    label: str | None
 
 
 class SourceBase(Strict, ABC):
-    """What every source can say. All of it may raise SourceError, one clear line."""
+    """What every source can say. All of it may raise SourceError, one clear line. Instances travel to workers."""
 
     kind: str
 
     @abstractmethod
-    def fingerprint(self) -> str:
-        """A digest of what is there, by content: the same images give the same digest wherever they lie."""
+    def pieces(self) -> Iterator[Piece | Rejected]:
+        """What is there, lazily and in a stable order, without reading the images; Rejected for what can be none.
+
+        Memory does not grow with their number beyond one folder's names.
+        """
 
     @abstractmethod
-    def classes(self) -> tuple[str, ...]:
-        """The names of the classes; empty where the images carry no labels."""
+    def read_piece(self, piece: Piece) -> Iterator[Item | Rejected]:
+        """The images of a piece in a stable order, one (or one bounded block) in memory at a time.
 
-    @abstractmethod
-    def items(self) -> Iterator[Item | Rejected]:
-        """The images in a stable order, one in memory at a time; Rejected for what can be no image."""
+        Raises SourceError where the piece is gone or another one than was listed, as far as reading it shows that.
+        """
 
-    def num_items(self) -> int | None:
-        """How many `items` there will be, None where only reading them tells."""
+    def read(self, pieces: Sequence[Piece]) -> Iterator[tuple[Piece, Item | Rejected]]:
+        """The images of several pieces in their order; a source with slow reads overlaps them."""
+        for piece in pieces:
+            for item in self.read_piece(piece):
+                yield piece, item
+
+    @property
+    def checks_marks(self) -> bool:
+        """Whether reading a piece shows every change of its mark: then the source is not listed again at the end."""
+        return False
+
+    def classes(self) -> tuple[str, ...] | None:
+        """The classes in their order where the source states them; None: those that occur, in natural order."""
         return None
+
+
+def changed(source: str, name: str) -> SourceError:
+    """The error where a piece is not the one that was listed."""
+    return SourceError(
+        f"{source}: expected a source that rests while it is read, got one where {name} changed; run again when "
+        "nothing writes to it"
+    )
 
 
 def kinds() -> list[str]:

@@ -9,8 +9,9 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Literal
 
+from pipeline.artifacts import Rejected
 from pipeline.errors import SourceError
-from pipeline.sources import Item, SourceBase
+from pipeline.sources import Item, Piece, SourceBase
 
 NUM_DIGITS = 1797
 
@@ -20,13 +21,11 @@ class Source(SourceBase):
 
     kind: Literal["digits"] = "digits"
 
-    def fingerprint(self) -> str:
-        return hashlib.sha256(_bundled_file().read_bytes()).hexdigest()
+    def pieces(self) -> Iterator[Piece | Rejected]:
+        data = _bundled_file().read_bytes()
+        yield Piece("digits", hashlib.sha256(data).hexdigest(), len(data), NUM_DIGITS)
 
-    def classes(self) -> tuple[str, ...]:
-        return tuple("0123456789")
-
-    def items(self) -> Iterator[Item]:
+    def read_piece(self, piece: Piece) -> Iterator[Item | Rejected]:
         import numpy as np
         from sklearn.datasets import load_digits
 
@@ -34,10 +33,10 @@ class Source(SourceBase):
         # The file's values are 0 to 16: counts of ink pixels in 4x4 blocks of the scan.
         images = np.round(digits.images * (255 / 16)).astype(np.uint8)[..., None]
         for number, (image, label) in enumerate(zip(images, digits.target, strict=True)):
-            yield Item(name=f"digits/{number:06d}", data=image, label=int(label))
+            yield Item(f"digits/{number:06d}", image, str(label))
 
-    def num_items(self) -> int:
-        return NUM_DIGITS
+    def classes(self) -> tuple[str, ...]:
+        return tuple("0123456789")
 
 
 def _bundled_file() -> Path:

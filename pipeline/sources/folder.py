@@ -1,226 +1,123 @@
-"""Images in a folder, local or `s3://bucket/prefix`; the first subfolder is the class.
+"""A folder of image files, local, `s3://bucket/prefix` or an `https://` archive; the first subfolder is the class.
 
 Hidden files are passed over. Whatever else is no image of the listed kinds is rejected by name, so that it is
-counted. Symbolic links are followed only to files inside the folder.
+counted. Symbolic links are followed only to files inside the folder. Listing and reading need memory for the names of
+one folder; a bucket is listed as it goes.
 """
 
-import hashlib
-import os
-import stat
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Literal
-
-from pydantic import Field, field_validator
+from itertools import chain, islice
+from typing import ClassVar, Literal
 
 from pipeline.artifacts import Rejected
-from pipeline.errors import NotFound, SourceError, UserError
-from pipeline.objects import Entry, check_key
-from pipeline.sources import Item, SourceBase
-from pipeline.store import open_store
+from pipeline.errors import SourceError
+from pipeline.reading.locations import PathSource
+from pipeline.reading.places import ChangedError, File, Location, address
+from pipeline.sources import Item, Piece, changed
 
 EXTENSIONS = ("png", "jpg", "jpeg", "webp", "bmp", "gif", "tif", "tiff")
 MAX_FILE_BYTES = 256 << 20
-READ_AHEAD_FILES = 8  # hides the latency of an object store; local reads are serial
+READ_AHEAD_FILES = 16  # hides the latency of an object store; local reads are serial
+READ_AHEAD_BYTES = 64 << 20  # unless one file is larger
+PEEKED_OBJECTS = 10_000  # of a bucket are kept in memory while nothing says whether there are class folders
 
 
-@dataclass(frozen=True, slots=True)
-class _File:
-    name: str  # relative to the folder, "/" between the parts
-    location: str  # what the reader takes
-    bytes: int
-    etag: str  # "" for a local file, whose content is hashed instead
-
-
-@dataclass(frozen=True)
-class _Listing:
-    entries: list[_File | Rejected]  # sorted by name
-    classes: tuple[str, ...]
-    read: Callable[[_File], bytes | Rejected]
-
-
-class Source(SourceBase):
+class Source(PathSource):
     """A folder of png, jpg, jpeg, webp, bmp, gif, tif or tiff files."""
 
-    kind: Literal["folder"] = "folder"
-    path: str = Field(min_length=1)
+    what: ClassVar[str] = "images"
 
-    @field_validator("path")
-    @classmethod
-    def _known_scheme(cls, path: str) -> str:
-        if "://" in path and not path.startswith("s3://"):
-            raise ValueError("expected a local folder or s3://bucket/prefix")
-        return path
+    kind: Literal["folder"] = "folder"
+
+    def pieces(self) -> Iterator[Piece | Rejected]:
+        entries, labelled = _listing(self.location())
+        num_pieces, others, first = 0, 0, ""
+        for entry in entries:
+            found = _judged(entry, labelled) if isinstance(entry, File) else entry
+            if isinstance(found, Piece):
+                num_pieces += 1
+            else:
+                others, first = others + 1, first or f", first {found.name}"
+            yield found
+        if not num_pieces:
+            kinds = ", ".join(EXTENSIONS)
+            got = f"none among {others} other files{first}" if others or labelled else "an empty folder"
+            raise SourceError(f"{self.path}: expected images ({kinds}), got {got}")
+
+    def read_piece(self, piece: Piece) -> Iterator[Item | Rejected]:
+        yield _read(self.location(), piece)
+
+    def read(self, pieces: Sequence[Piece]) -> Iterator[tuple[Piece, Item | Rejected]]:
+        location = self.location()
+        if location.remote:
+            yield from _read_ahead(location, pieces)
+        else:
+            for piece in pieces:
+                yield piece, _read(location, piece)
+
+    def classes(self) -> tuple[str, ...] | None:
+        return self.location().folders()
 
     @property
-    def _remote(self) -> bool:
-        return self.path.startswith("s3://")
-
-    def fingerprint(self) -> str:
-        listing = self._listing()
-        digest = hashlib.sha256(repr(listing.classes).encode())
-        for entry in listing.entries:
-            digest.update(f"{entry.name}\0{_content_digest(entry)}\n".encode())
-        return digest.hexdigest()
-
-    def classes(self) -> tuple[str, ...]:
-        return self._listing().classes
-
-    def items(self) -> Iterator[Item | Rejected]:
-        listing = self._listing()
-        index_of = {name: index for index, name in enumerate(listing.classes)}
-        read = _read_ahead(listing) if self._remote else map(listing.read, _files(listing))
-        for entry in listing.entries:
-            data = next(read) if isinstance(entry, _File) else entry
-            if isinstance(data, Rejected):
-                yield data
-            else:
-                yield Item(entry.name, data, index_of[entry.name.split("/")[0]] if index_of else None)
-
-    def num_items(self) -> int:
-        return len(self._listing().entries)
-
-    def _listing(self) -> _Listing:
-        """What is there. Raises SourceError for a missing or empty folder, and for one without any image."""
-        found, classes, read = _list_remote(self.path) if self._remote else _list_local(self.path)
-        if not found and not classes:
-            raise SourceError(f"{self.path}: expected images ({', '.join(EXTENSIONS)}), got an empty folder")
-        entries = [_judge(entry, classes) for entry in sorted(found, key=lambda entry: entry.name)]
-        if not any(isinstance(entry, _File) for entry in entries):
-            first = f", first {entries[0].name}" if entries else ""
-            kinds = ", ".join(EXTENSIONS)
-            raise SourceError(
-                f"{self.path}: expected images ({kinds}), got none among {len(entries)} other files{first}"
-            )
-        return _Listing(entries, tuple(sorted(classes)), read)
+    def checks_marks(self) -> bool:
+        return self.location().checks_marks
 
 
-_Found = tuple[list[_File | Rejected], set[str], Callable[[_File], bytes | Rejected]]
+def _listing(location: Location) -> tuple[Iterator[File | Rejected], bool]:
+    """The files, and whether there are class folders.
+
+    A bucket does not say so before one is met. Where none is among the first objects it is listed twice: that happens
+    to large ones without classes.
+    """
+    folders = location.folders()
+    if folders is not None:
+        return location.files(), bool(folders)
+    entries = location.files()
+    peeked = list(islice(entries, PEEKED_OBJECTS))
+    labelled = any("/" in entry.name for entry in peeked)
+    if len(peeked) == PEEKED_OBJECTS and not labelled:
+        labelled = any("/" in entry.name for entry in entries)
+        entries = islice(location.files(), PEEKED_OBJECTS, None)
+    return chain(peeked, entries), labelled
 
 
-def _list_remote(uri: str) -> _Found:
-    store = open_store(uri)
-
-    def read(file: _File) -> bytes | Rejected:
-        try:
-            return store.get(file.location)
-        except NotFound:
-            return Rejected(name=file.name, reason="gone before it was read")
-
-    entries = (entry for entry in store.list() if not entry.key.endswith("/"))  # a console's empty folder
-    found = [_look_at_object(entry) for entry in entries if not _hidden(entry.key)]
-    classes = {entry.name.split("/")[0] for entry in found if "/" in entry.name}
-    return found, classes, read
+def _judged(file: File, labelled: bool) -> Piece | Rejected:
+    """Reject by name and size what can be no sample."""
+    if file.name.rpartition(".")[2].lower() not in EXTENSIONS:
+        return Rejected(name=file.name, reason="not an image")
+    if file.bytes > MAX_FILE_BYTES:
+        return Rejected(name=file.name, reason=f"larger than {MAX_FILE_BYTES:,} bytes: {file.bytes:,}")
+    if labelled and "/" not in file.name:
+        return Rejected(name=file.name, reason="beside the class folders, in none of them")
+    return Piece(file.name, file.mark, file.bytes, 1, file.at)
 
 
-def _look_at_object(entry: Entry) -> _File | Rejected:
+def _read(location: Location, piece: Piece) -> Item | Rejected:
+    name = piece.name
     try:
-        check_key(entry.key)
-    except UserError:
-        return Rejected(name=_text(entry.key), reason="its key holds characters or parts that no file can have")
-    return _File(entry.key, entry.key, entry.bytes, entry.etag)
-
-
-def _list_local(path: str) -> _Found:
-    root = Path(path).expanduser()
-    if not root.is_dir():
-        raise SourceError(f"expected a folder of images at {path}, found none (seen from {Path.cwd()})")
-    inside = root.resolve()
-    found: list[_File | Rejected] = []
-    classes: set[str] = set()
-    for folder, subfolders, files in os.walk(root, onerror=_refuse):
-        subfolders[:] = sorted(name for name in subfolders if not _hidden(name))
-        here = Path(folder)
-        linked = [name for name in subfolders if (here / name).is_symlink()]
-        subfolders[:] = [name for name in subfolders if name not in linked]
-        found += [Rejected(name=_name(here / link, root), reason="a link to a folder") for link in linked]
-        found += [_look_at(here / name, root, inside) for name in files if not _hidden(name)]
-        if here == root:
-            classes = {_text(name) for name in subfolders}
-    return found, classes, _read_local
-
-
-def _look_at(path: Path, root: Path, inside: Path) -> _File | Rejected:
-    name = _name(path, root)
-    try:
-        found = path.lstat()
-        if stat.S_ISLNK(found.st_mode):
-            if not path.resolve().is_relative_to(inside):
-                return Rejected(name=name, reason="a link out of the folder")
-            found = path.stat()
-        if not stat.S_ISREG(found.st_mode):  # opening a named pipe would wait for ever
-            return Rejected(name=name, reason="not a regular file")
-        return _File(name, str(path), found.st_size, "")
+        data = location.read(address(name, piece.at), piece.bytes, piece.mark)
+    except ChangedError:
+        raise changed(location.path, name) from None
     except OSError as error:
         return Rejected(name=name, reason=f"cannot be read: {error.strerror}")
+    label, slash, _ = name.partition("/")
+    return Item(name, data, label if slash else None)
 
 
-def _judge(entry: _File | Rejected, classes: set[str]) -> _File | Rejected:
-    """Reject by name and size what can be no sample."""
-    if isinstance(entry, Rejected):
-        return entry
-    if entry.name.rpartition(".")[2].lower() not in EXTENSIONS:
-        return Rejected(name=entry.name, reason="not an image")
-    if entry.bytes > MAX_FILE_BYTES:
-        reason = f"larger than {MAX_FILE_BYTES:,} bytes: {entry.bytes:,}"
-        return Rejected(name=entry.name, reason=reason)
-    if classes and "/" not in entry.name:
-        return Rejected(name=entry.name, reason="beside the class folders, in none of them")
-    return entry
-
-
-def _content_digest(entry: _File | Rejected) -> str:
-    if isinstance(entry, Rejected):
-        return f"rejected: {entry.reason}"
-    if entry.etag:
-        return f"{entry.bytes} {entry.etag}"
-    try:
-        with Path(entry.location).open("rb") as stream:
-            return hashlib.file_digest(stream, "sha256").hexdigest()
-    except OSError as error:
-        return f"cannot be read: {error.strerror}"
-
-
-def _read_local(file: _File) -> bytes | Rejected:
-    try:
-        with Path(file.location).open("rb") as stream:
-            return stream.read(MAX_FILE_BYTES)
-    except OSError as error:
-        return Rejected(name=file.name, reason=f"cannot be read: {error.strerror}")
-
-
-def _files(listing: _Listing) -> Iterator[_File]:
-    return (entry for entry in listing.entries if isinstance(entry, _File))
-
-
-def _read_ahead(listing: _Listing) -> Iterator[bytes | Rejected]:
-    """The files' bytes in order, with a few reads under way."""
+def _read_ahead(location: Location, pieces: Sequence[Piece]) -> Iterator[tuple[Piece, Item | Rejected]]:
+    """The images in order, with several reads under way: bounded by their number and bytes."""
+    under_way: deque[tuple[Piece, Future[Item | Rejected]]] = deque()
+    num_bytes = 0
     with ThreadPoolExecutor(READ_AHEAD_FILES) as pool:
-        under_way: deque[Future[bytes | Rejected]] = deque()
-        for file in _files(listing):
-            under_way.append(pool.submit(listing.read, file))
-            if len(under_way) >= READ_AHEAD_FILES:
-                yield under_way.popleft().result()
+        for piece in pieces:
+            while under_way and (len(under_way) >= READ_AHEAD_FILES or num_bytes + piece.bytes > READ_AHEAD_BYTES):
+                first, future = under_way.popleft()
+                num_bytes -= first.bytes
+                yield first, future.result()
+            under_way.append((piece, pool.submit(_read, location, piece)))
+            num_bytes += piece.bytes
         while under_way:
-            yield under_way.popleft().result()
-
-
-def _hidden(name: str) -> bool:
-    return any(part.startswith(".") for part in name.split("/"))
-
-
-def _name(path: Path, root: Path) -> str:
-    return _text(path.relative_to(root).as_posix())
-
-
-def _text(name: str) -> str:
-    """The name as one line of valid Unicode: a record is JSON in UTF-8, and a file's name may be any bytes."""
-    text = os.fsencode(name).decode("utf-8", "backslashreplace")
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
-
-
-def _refuse(error: OSError) -> None:
-    raise SourceError(f"{error.filename}: expected a folder that can be listed, got {error.strerror}")
+            first, future = under_way.popleft()
+            yield first, future.result()

@@ -7,6 +7,8 @@ import signal
 import socket
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import psutil
@@ -205,7 +207,7 @@ def test_some_unreadable_images_are_set_aside_where_the_recipe_allows_it(tmp_pat
     (images / "cut.png").write_bytes(png(9)[:50])
     recipe = folder_recipe(tmp_path, images)
     store = f"file://{tmp_path}/store"
-    done = atelier("ingest", recipe, "--store", store, "--set", "dataset.max_rejected=0.1", "--json", cwd=tmp_path)
+    done = atelier("ingest", recipe, "--store", store, "--set", "checks.max_rejected=0.1", "--json", cwd=tmp_path)
     record = json.loads(done.stdout)["record"]
     assert record["num_rejected"] == 1 and record["rejected"][0]["name"] == "cut.png"
     assert "rejected cut.png" in done.stderr
@@ -245,21 +247,25 @@ def test_a_store_that_is_no_store(tmp_path: Path) -> None:
     assert "expected s3://" in error_of(atelier("ingest", recipe, "--store", "ftp://x/y", cwd=tmp_path), 2)
 
 
-def test_no_space_left_on_the_disk(tmp_path: Path) -> None:
-    disk = tmp_path / "disk"
-    disk.mkdir()
-    mounted = subprocess.run(
-        ["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", str(disk)], check=False, capture_output=True
-    )
-    if mounted.returncode:
+@contextmanager
+def small_disk(folder: Path, size: str) -> Iterator[Path]:
+    """A disk of its own, which is soon full."""
+    folder.mkdir()
+    command = ["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", str(folder)]
+    if subprocess.run(command, check=False, capture_output=True).returncode:
         pytest.skip("a small disk needs the right to mount one")
     try:
-        recipe = folder_recipe(tmp_path, fill(tmp_path / "images"))
+        yield folder
+    finally:
+        subprocess.run(["umount", str(folder)], check=True)
+
+
+def test_no_space_left_on_the_disk(tmp_path: Path) -> None:
+    recipe = folder_recipe(tmp_path, fill(tmp_path / "images"))
+    with small_disk(tmp_path / "disk", "32k") as disk:
         done = atelier("ingest", recipe, "--store", f"file://{disk}/store", cwd=tmp_path)
         assert "no space left" in error_of(done, 1)
         assert published(f"file://{disk}/store") == []
-    finally:
-        subprocess.run(["umount", str(disk)], check=True)
 
 
 def test_the_embedded_store_starts_for_a_command_and_stops_with_it(tmp_path: Path) -> None:
@@ -302,3 +308,50 @@ def _words(process: psutil.Process) -> list[str]:
 )
 def test_a_target_that_is_not_there(tmp_path: Path, arguments: tuple[str, ...], expected: str) -> None:
     assert expected in error_of(atelier(*arguments, cwd=tmp_path), 2)
+
+
+def test_ingest_again_drop_show_and_repair(tmp_path: Path) -> None:
+    images = fill(tmp_path / "images")
+    recipe, store = folder_recipe(tmp_path, images), f"file://{tmp_path}/store"
+    atelier("ingest", recipe, "--store", store, cwd=tmp_path)
+    (images / "more.png").write_bytes(png(251))
+    (images / "3.png").unlink()
+    again = atelier("ingest", recipe, "--store", store, cwd=tmp_path)
+    assert "1 added, 1 removed; 1 images decoded" in again.stderr
+    dropped = atelier(
+        "ingest", recipe, "--store", store, "--drop", "7.png", "--why", "asked to", "--json", cwd=tmp_path
+    )
+    result = json.loads(dropped.stdout)
+    assert len(result["reach"]["datasets"]) == 2 and result["record"]["changes"]["removed"] == 1
+    assert "taken down: 7.png" in dropped.stderr
+
+    shown = atelier("show", result["uri"], cwd=tmp_path)
+    assert "taken down" in shown.stdout and "since then" in shown.stdout
+    pictures = [line.split()[1] for line in shown.stdout.splitlines() if line.startswith("picture")]
+    assert [Image.open(picture).format for picture in pictures] == ["PNG", "PNG"]
+    assert json.loads(atelier("show", result["uri"], "--json", cwd=tmp_path).stdout)["sheets"] == pictures
+
+    shard = open_store(store), f"datasets/tiny/shards/{result['record']['shards'][0]['name']}"
+    whole = shard[0].get(shard[1])
+    shard[0].put(shard[1], whole[:1000])
+    repaired = atelier("repair", result["uri"], cwd=tmp_path)
+    assert repaired.stdout.strip() == "2 shards checked, 1 made again"
+    assert shard[0].get(shard[1]) == whole
+    assert atelier("repair", result["uri"], cwd=tmp_path).stdout.strip() == "2 shards checked, 0 made again"
+
+
+def test_an_unknown_key_to_drop_is_one_line(tmp_path: Path) -> None:
+    recipe, store = folder_recipe(tmp_path, fill(tmp_path / "images")), f"file://{tmp_path}/store"
+    none_yet = atelier("ingest", recipe, "--store", store, "--drop", "7.png", cwd=tmp_path)
+    assert "expected an ingested dataset of tiny" in error_of(none_yet, 2)
+    atelier("ingest", recipe, "--store", store, cwd=tmp_path)
+    unknown = atelier("ingest", recipe, "--store", store, "--drop", "70.png", cwd=tmp_path)
+    assert "got '70.png'" in error_of(unknown, 2)
+
+
+def test_no_room_for_the_scratch_database_is_one_line(tmp_path: Path) -> None:
+    recipe, store = folder_recipe(tmp_path, fill(tmp_path / "images")), f"file://{tmp_path}/store"
+    with small_disk(tmp_path / "scratch", "4k") as scratch:
+        done = atelier("ingest", recipe, "--store", store, cwd=tmp_path, TMPDIR=str(scratch))
+        assert "set TMPDIR to a folder with more" in error_of(done, 1)
+    assert published(store) == []

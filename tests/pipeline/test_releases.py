@@ -10,7 +10,6 @@ from PIL import Image
 
 from pipeline import __version__, pictures, releases, shards
 from pipeline.artifacts import (
-    Dataset,
     Evaluation,
     Figure,
     Release,
@@ -24,6 +23,7 @@ from pipeline.artifacts import (
 from pipeline.errors import IntegrityError, RecordError, StoreError
 from pipeline.recipe import Recipe, load_recipe
 from pipeline.store import Store
+from tests.made import record_of
 
 RECIPE = {
     "name": "tiny",
@@ -42,12 +42,10 @@ def parents(store: Store, mark: str = "a") -> tuple[str, str, str]:
     """Records of a run, its evaluation and its samples as the stages leave them; gives their refs."""
     dataset = commit(
         store,
-        Dataset(
-            code_version=__version__, id="d" * 16, name="tiny", channels=1, height=8, width=8, classes=("zero", "one"),
-            splits={"train": 8, "test": 2}, shards=(), rejected=(), num_rejected=0, num_duplicates=0,
-            source={"kind": "digits"}, source_fingerprint="f" * 64,
+        record_of([], (8, 8, 1), name="tiny", classes=("zero", "one")).model_copy(
+            update={"splits": {"train": 8, "test": 2}}
         ),
-    )  # fmt: skip
+    )
     weights, config = f"weights {mark}".encode(), b"{}"
     run = Run(
         code_version=__version__, id=mark * 16, recipe="tiny", model="vae", family="vae", config={"seed": 0},
@@ -99,7 +97,7 @@ def test_every_published_image_says_what_made_it(store: Store) -> None:
     release = releases.publish(store, recipe(), "vae", *parents(store))
     tar = store.get(f"{release.ref}/samples/samples-000000.tar")
     for index, sample in enumerate(shards.read_shard(tar)):
-        with Image.open(io.BytesIO(sample.png)) as image:
+        with Image.open(io.BytesIO(sample.image)) as image:
             assert image.info["atelier:release"] == "tiny-vae/1"
             assert image.info["atelier:seed"] == str(index)
 

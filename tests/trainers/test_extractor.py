@@ -14,6 +14,7 @@ from torch import Tensor
 from pipeline.artifacts import Dataset
 from pipeline.errors import AtelierError, IntegrityError, RecordError, TrainingError, UserError
 from pipeline.store import Store, open_store
+from tests import made
 from trainers.extractor import (
     WEIGHTS,
     Extractor,
@@ -37,22 +38,8 @@ def digits() -> tuple[Tensor, Tensor]:
 
 def record_of(classes: tuple[str, ...], shape: tuple[int, int, int] = (1, 8, 8), name: str = "digits") -> Dataset:
     channels, height, width = shape
-    return Dataset(
-        code_version="0",
-        id=f"{len(classes):016d}",
-        name=name,
-        channels=channels,
-        height=height,
-        width=width,
-        classes=classes,
-        splits={"train": NUM_TRAIN, "test": 297},
-        shards=(),
-        rejected=(),
-        num_rejected=0,
-        num_duplicates=0,
-        source={},
-        source_fingerprint="",
-    )
+    own = {"id": f"{len(classes):016d}", "splits": {"train": NUM_TRAIN, "test": 297}}
+    return made.record_of([], (height, width, channels), name=name, classes=classes).model_copy(update=own)
 
 
 @dataclass

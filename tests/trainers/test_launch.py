@@ -111,6 +111,22 @@ def _parents(process: psutil.Process) -> list[int]:
     return [parent.pid for parent in process.parents()]
 
 
+def test_a_damaged_shard_ends_the_run_at_once_with_its_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ATELIER_CACHE", str(tmp_path / "cache"))  # other tests' cache has the shard, sound
+    store = open_store(f"file://{tmp_path}/store")
+    dataset = ingest(store, small_recipe())
+    shard = next(shard for shard in dataset.shards if shard.split == "train")
+    key = dataset.key_of(shard)
+    store.put(key, store.get(key)[:-512])
+    process = train(store.uri, [*ON_RAY, "cluster.engine=torch", "cluster.zero=0"])
+    out, err = process.communicate(timeout=300)
+    assert process.returncode == 1
+    said = f"IntegrityError: {store.uri}/{key}: expected {shard.bytes:,} bytes, got {shard.bytes - 512:,}; "
+    assert said + f"run `atelier repair {store.uri}/{dataset.ref}`" in err.strip().splitlines()[-1]
+    images = f"train gan: {dataset.splits['train']:,} images in"
+    assert [line[: len(images)] for line in out.splitlines()] == [images]  # said once an attempt
+
+
 def test_more_workers_than_the_machine_has_cpus_is_the_users_mistake(digits: Digits) -> None:
     process = train(digits.store.uri, ["cluster.launcher=ray", "cluster.engine=torch", "cluster.workers=512"])
     _, err = process.communicate(timeout=120)

@@ -33,8 +33,8 @@ def test_a_sample_set_can_be_made_again_image_by_image(digits: Digits, run: Run)
     for one in found[::7]:
         assert one.label is not None
         (images,) = sample.generate(sampler, [one.info["seed"]], [one.label])
-        assert np.array_equal(images[0], decode_png(one.png))
-        with Image.open(io.BytesIO(one.png)) as image:
+        assert np.array_equal(images[0], decode_png(one.image))
+        with Image.open(io.BytesIO(one.image)) as image:
             assert image.info["atelier:origin"] == run.ref
             assert image.info["atelier:seed"] == str(one.info["seed"])
     assert sample.sample_run(digits.store, run, count=23, seed=4) == made
@@ -48,7 +48,7 @@ def test_sets_of_different_seeds_share_no_image_seed() -> None:
 
 def test_an_evaluation_states_counts_and_intervals(digits: Digits, run: Run) -> None:
     recipe = small_recipe()
-    found = evaluate.evaluate(digits.store, recipe, run, print)
+    found = evaluate.evaluate(digits.store, recipe, run, Settings.from_environment(), print)
     figures = found.figures
     wanted = {
         "frechet_distance",
@@ -65,13 +65,13 @@ def test_an_evaluation_states_counts_and_intervals(digits: Digits, run: Run) -> 
         assert figure.low is not None and figure.high is not None and figure.low <= figure.value <= figure.high
         assert (figure.num_samples, figure.num_real) == (100, digits.dataset.splits["test"])
     assert found.extractor.startswith(f"{digits.dataset.ref}/extractors/") and "classifier" in found.extractor_note
-    assert evaluate.evaluate(digits.store, recipe, run, print) == found
+    assert evaluate.evaluate(digits.store, recipe, run, Settings.from_environment(), print) == found
 
 
 def test_a_negative_elbo_is_that_of_the_network_on_the_held_out_split(digits: Digits) -> None:
     recipe = small_recipe()
     run = launch.train(digits.store, recipe, "vae", digits.dataset, Settings.from_environment(), print)
-    figures = evaluate.evaluate(digits.store, recipe, run, print).figures
+    figures = evaluate.evaluate(digits.store, recipe, run, Settings.from_environment(), print).figures
     assert figures["negative_elbo"].value == pytest.approx(
         figures["rate"].value + figures["distortion"].value, rel=1e-6
     )
@@ -82,7 +82,7 @@ def test_a_negative_elbo_is_that_of_the_network_on_the_held_out_split(digits: Di
 def test_a_picture_comes_from_the_release_alone(digits: Digits, run: Run) -> None:
     recipe = small_recipe()
     parents = (
-        evaluate.evaluate(digits.store, recipe, run, print).ref,
+        evaluate.evaluate(digits.store, recipe, run, Settings.from_environment(), print).ref,
         sample.sample_set(digits.store, recipe, run).ref,
     )
     release = releases.publish(digits.store, recipe, run.model, run.ref, *parents)

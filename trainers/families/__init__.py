@@ -24,6 +24,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from torch import Tensor, nn
 
 from pipeline.errors import RecipeError
+from trainers.augment import Augment
 
 Networks = Mapping[str, nn.Module]
 
@@ -142,6 +143,8 @@ class FamilyConfig(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
+    augment: Augment | None = None  # of the real images that are trained on
+
 
 def names() -> list[str]:
     """The families there are: the files of this folder."""
@@ -158,8 +161,10 @@ def parse_config(family: str, options: Mapping[str, Any], where: str) -> FamilyC
     except ValidationError as error:
         first = error.errors()[0]
         path = ".".join([where, *(str(part) for part in first["loc"])])
-        known = ", ".join(config_class.model_fields)
-        choices = f"; the fields of {family} are {known}" if first["type"] == "extra_forbidden" else ""
+        nested = first["loc"][:-1] == ("augment",)
+        known = ", ".join((Augment if nested else config_class).model_fields)
+        which = "augment" if nested else family
+        choices = f"; the fields of {which} are {known}" if first["type"] == "extra_forbidden" else ""
         raise RecipeError(f"{path}: {first['msg']}, got {first['input']!r}{choices}") from None
 
 

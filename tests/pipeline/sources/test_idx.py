@@ -8,8 +8,10 @@ import numpy as np
 import pytest
 
 from pipeline.errors import SourceError
-from pipeline.sources import Item
+from pipeline.sources import idx as module
 from pipeline.sources.idx import Source
+from pipeline.store import open_store
+from tests.pipeline.sources.reading import items, pieces
 
 IMAGES = {"train": 7, "t10k": 3}
 
@@ -34,42 +36,62 @@ def write_mnist(folder: Path, pack: bool = False, dotted: bool = False) -> Path:
     return folder
 
 
-def read_all(source: Source) -> list[Item]:
-    """Everything that ingest asks a source."""
-    assert source.num_items()
-    assert source.fingerprint()
-    assert source.classes() or not source.labelled
-    return list(source.items())
+@pytest.mark.parametrize("piece_images", [2, 3, 8192])
+@pytest.mark.parametrize(("pack", "dotted"), [(False, False), (True, False), (False, True), (True, True)])
+def test_both_parts_become_items_with_labels_by_value(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, pack: bool, dotted: bool, piece_images: int
+) -> None:
+    monkeypatch.setattr(module, "PIECE_IMAGES", piece_images)
+    write_mnist(tmp_path / "plain")
+    source = Source(path=str(write_mnist(tmp_path / "mnist", pack, dotted)))
+    found = items(source)
+    assert source.classes() is None
+    assert [item.name for item in found] == [
+        *(f"train/{n:06d}" for n in range(7)),
+        *(f"test/{n:06d}" for n in range(3)),
+    ]
+    assert [item.label for item in found] == list("3493493349")
+    raw = b"".join((tmp_path / "plain" / f"{part}-images-idx3-ubyte").read_bytes()[16:] for part in IMAGES)
+    assert b"".join(bytes(np.asarray(item.data)) for item in found) == raw
+    assert {np.asarray(item.data).shape for item in found} == {(5, 4, 1)}
 
 
-def test_both_parts_become_items_with_labels_by_value(tmp_path: Path) -> None:
+def test_a_part_is_cut_into_ranges(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "PIECE_IMAGES", 3)
     source = Source(path=str(write_mnist(tmp_path / "mnist")))
-    items = read_all(source)
-    assert source.classes() == ("3", "4", "9")
-    assert [item.name for item in items][:2] == ["train/000000", "train/000001"]
-    assert [item.label for item in items] == [0, 1, 2, 0, 1, 2, 0, 0, 1, 2]
-    raw = (tmp_path / "mnist" / "t10k-images-idx3-ubyte").read_bytes()[16:]
-    assert b"".join(bytes(np.asarray(item.data)) for item in items[7:]) == raw
-    assert {np.asarray(item.data).shape for item in items} == {(5, 4, 1)}
+    assert [(piece.name, piece.num_items, piece.bytes) for piece in pieces(source)] == [
+        ("train/000000-000002", 3, 60),
+        ("train/000003-000005", 3, 60),
+        ("train/000006-000006", 1, 20),
+        ("test/000000-000002", 3, 60),
+    ]
+    monkeypatch.setattr(module, "MAX_PIECES", 2)
+    assert [piece.num_items for piece in pieces(source)] == [4, 3, 3]
 
 
-@pytest.mark.parametrize(("pack", "dotted"), [(True, False), (False, True), (True, True)])
-def test_the_same_images_have_the_same_fingerprint_however_stored(tmp_path: Path, pack: bool, dotted: bool) -> None:
-    one = Source(path=str(write_mnist(tmp_path / "one")))
-    other = Source(path=str(write_mnist(tmp_path / "other", pack, dotted)))
-    assert one.fingerprint() == other.fingerprint()
-    assert [item.name for item in read_all(one)] == [item.name for item in read_all(other)]
-
-
-def test_another_pixel_or_label_is_another_fingerprint(tmp_path: Path) -> None:
+def test_a_mark_moves_with_images_and_with_labels(tmp_path: Path) -> None:
     folder = write_mnist(tmp_path / "mnist")
-    seen = {Source(path=str(folder)).fingerprint()}
+    source = Source(path=str(folder))
+    seen = [[piece.mark for piece in pieces(source)]]
     for name in ("t10k-images-idx3-ubyte", "train-labels-idx1-ubyte"):
         data = bytearray((folder / name).read_bytes())
         data[-1] ^= 1
         (folder / name).write_bytes(data)
-        seen.add(Source(path=str(folder)).fingerprint())
-    assert len(seen) == 3
+        seen.append([piece.mark for piece in pieces(source)])
+    (train, test), (same_train, new_test), (new_train, same_test) = seen
+    assert train == same_train != new_train
+    assert test != new_test == same_test
+
+
+def test_a_bucket_is_read_as_a_folder_is(tmp_path: Path, s3_uri: str) -> None:
+    folder = write_mnist(tmp_path / "mnist", pack=True)
+    for file in folder.iterdir():
+        open_store(s3_uri).put(f"mnist/{file.name}", file)
+    local, remote = items(Source(path=str(folder))), items(Source(path=f"{s3_uri}/mnist"))
+    assert [(item.name, item.label) for item in local] == [(item.name, item.label) for item in remote]
+    assert all(np.array_equal(one.data, other.data) for one, other in zip(local, remote, strict=True))
+    with pytest.raises(SourceError, match="expected one of train-images-idx3-ubyte"):
+        items(Source(path=f"{s3_uri}/elsewhere"))
 
 
 def test_unlabelled_needs_no_label_files(tmp_path: Path) -> None:
@@ -77,17 +99,16 @@ def test_unlabelled_needs_no_label_files(tmp_path: Path) -> None:
     for file in folder.glob("*labels*"):
         file.unlink()
     source = Source(path=str(folder), labelled=False)
-    assert source.classes() == ()
-    assert {item.label for item in read_all(source)} == {None}
+    assert {item.label for item in items(source)} == {None}
     with pytest.raises(SourceError, match=r"expected one of train-labels-idx1-ubyte, .*\.gz.*labelled to false"):
-        read_all(Source(path=str(folder)))
+        items(Source(path=str(folder)))
 
 
 def test_a_missing_folder_or_file_says_what_was_looked_for(tmp_path: Path) -> None:
-    with pytest.raises(SourceError, match=r"expected a folder of IDX files, found none at .*nowhere"):
-        read_all(Source(path=str(tmp_path / "nowhere")))
+    with pytest.raises(SourceError, match=r"expected a folder of IDX files at .*nowhere, found none"):
+        items(Source(path=str(tmp_path / "nowhere")))
     with pytest.raises(SourceError, match=r"train-images-idx3-ubyte, train-images-idx3-ubyte\.gz, .*found none"):
-        read_all(Source(path=str(tmp_path)))
+        items(Source(path=str(tmp_path)))
 
 
 def header(count: int, height: int, width: int) -> bytes:
@@ -120,7 +141,7 @@ def test_damage_is_one_clear_line(tmp_path: Path, content: bytes, message: str) 
     folder = write_mnist(tmp_path / "mnist")
     (folder / "train-images-idx3-ubyte").write_bytes(content)
     with pytest.raises(SourceError, match=message) as caught:
-        read_all(Source(path=str(folder)))
+        items(Source(path=str(folder)))
     assert "\n" not in str(caught.value)
     assert "train-images-idx3-ubyte" in str(caught.value)
 
@@ -129,4 +150,4 @@ def test_labels_and_images_must_be_as_many(tmp_path: Path) -> None:
     folder = write_mnist(tmp_path / "mnist")
     (folder / "train-labels-idx1-ubyte").write_bytes(idx(np.zeros(6, np.uint8)))
     with pytest.raises(SourceError, match="expected a label for each of the 7 images, got 6"):
-        read_all(Source(path=str(folder)))
+        items(Source(path=str(folder)))
