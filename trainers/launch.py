@@ -27,7 +27,7 @@ from pipeline.tasks import connect
 from trainers import loop
 from trainers.engine import DeepSpeedEngine, Engine, TorchEngine
 from trainers.families import Adam
-from trainers.loop import Place, Say, Task
+from trainers.task import Place, Say, Task
 
 COLLECTIVE_TIMEOUT_SECONDS = 300
 START_TIMEOUT_SECONDS = 120

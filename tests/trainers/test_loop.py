@@ -17,7 +17,7 @@ from tests.trainers.conftest import Digits, node_cache, small_recipe
 from trainers import checkpoints, loop
 from trainers.engine import TorchEngine
 from trainers.families import Adam
-from trainers.loop import Place, Task
+from trainers.task import Place, Task
 
 HERE = Place(0, 1, torch.device("cpu"))
 
