@@ -15,7 +15,7 @@ import zlib
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from pipeline.errors import IntegrityError
-from pipeline.pictures import decode_png, encode_png, from_pixels
+from pipeline.pictures import encode_png, from_pixels
 
 if TYPE_CHECKING:
     import numpy as np
@@ -28,7 +28,8 @@ if TYPE_CHECKING:
 
 FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF")
 JPEG_SIGNATURE = b"\xff\xd8\xff"
-PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
+PNG_SIGNATURE, PNG_END = b"\x89PNG\r\n\x1a\n", b"IEND\xaeB`\x82"
+PLAIN_PNGS = (b"\x08\0", b"\x08\x02")  # bit depth and colour type: 8-bit grey, RGB
 PLAIN_CHUNKS = {b"IHDR", b"IDAT", b"IEND", b"tEXt", b"zTXt", b"iTXt", b"tIME", b"pHYs", b"sRGB", b"gAMA", b"cHRM"}
 TURNING_TEXTS = (b"Raw profile type exif\0", b"XML:com.adobe.xmp\0")  # texts of a PNG that Pillow turns it by
 TURNED = range(2, 9)  # the EXIF orientations that are not upright
@@ -107,7 +108,7 @@ def _is_plain_png(data: bytes, max_pixels: int) -> bool:
     Pillow and OpenCV both pass over a wrong checksum, and the picture is then another one.
     """
     at, end, kind = len(PNG_SIGNATURE), len(data), b""
-    plain = data[24:25] == b"\x08" and data[25:26] in (b"\0", b"\x02")
+    plain = data[24:26] in PLAIN_PNGS
     plain = plain and int.from_bytes(data[16:20]) * int.from_bytes(data[20:24]) <= max_pixels
     while kind != b"IEND":
         kind, stop = data[at + 4 : at + 8], at + 8 + int.from_bytes(data[at : at + 4])
@@ -293,15 +294,17 @@ def encode_image(pixels: "Pixels", encoding: str, quality: int) -> bytes:
 
 
 def decode_image(data: bytes, extension: str, channels: int) -> "Pixels":
-    """A png, jpg or webp of our shards, (height, width, 1 or 3); a jpg in as many channels. Raises IntegrityError."""
+    """A png, jpg or webp of our shards, (height, width, 1 or 3); a jpg in as many channels. Raises IntegrityError.
+
+    For bytes whose SHA-256 was checked: a PNG's own checksums are not.
+    """
     import simplejpeg
 
     found: Pixels | None = None
     try:
         if extension == "png":
-            plain = data.startswith(PNG_SIGNATURE) and _is_plain_png(data, MAX_PIXELS)
+            plain = data.startswith(PNG_SIGNATURE) and data[24:26] in PLAIN_PNGS and data.endswith(PNG_END)
             found = _imdecode(data) if plain else None
-            return decode_png(data) if found is None else found
         if extension == "jpg":
             found = simplejpeg.decode_jpeg(data, "GRAY" if channels == 1 else "RGB", strict=True)
         elif data[8:12] == b"WEBP":

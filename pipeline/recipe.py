@@ -73,6 +73,11 @@ class DatasetSpec(Strict):
         return self.channels * self.height * self.width
 
     @property
+    def image_shape(self) -> tuple[int, int, int]:
+        """Height, width and channels of one decoded image."""
+        return self.height, self.width, self.channels
+
+    @property
     def resolved_layout(self) -> Literal["sample", "block"]:
         """The layout that `auto` means for images of this size."""
         if self.layout == "auto":

@@ -212,7 +212,7 @@ class Ledger:
                         THEN lpad(('0x' || hex(i.digest[1:8]))::UBIGINT::VARCHAR, 20, '0') END AS key,
                     CASE WHEN f.ord <= {self._last_with_thumbnail()} THEN i.thumbnail END AS thumbnail
                 FROM inputs i JOIN fates f ON f.input = i.rowid ORDER BY f.ord, i.seq
-            ) TO '{path}' (FORMAT parquet, COMPRESSION zstd)
+            ) TO '{path}' (FORMAT parquet, COMPRESSION zstd, COMPRESSION_LEVEL 1)
         """)
 
     def _last_with_thumbnail(self) -> int:

@@ -21,9 +21,7 @@ from pipeline.sources import Item, Piece, SourceBase
 from pipeline.store import Store, open_store
 
 if TYPE_CHECKING:
-    import numpy as np
     import pyarrow as pa
-    from numpy.typing import NDArray
 
 TEST, TRAIN = "test", "train"
 PART_IMAGES = 4096
@@ -194,7 +192,7 @@ def _prepared(
     import pyarrow as pa
 
     rows: list[Row] = []
-    good: list[tuple[Row, NDArray[np.uint8]]] = []
+    good: list[tuple[Row, bytes]] = []
     thumbnails = 0
     for piece, number, item in inputs:
         row: Row = {"piece": piece.name, "mark": piece.mark, "seq": number, "name": item.name}
@@ -202,14 +200,13 @@ def _prepared(
         if isinstance(item, Rejected):
             row["reason"], row["source_bytes"] = item.reason, 0
             continue
-        pixels = _decoded(item, spec, row)
-        if pixels is not None:
+        if (pixels := _decoded(item, spec, row)) is not None:
             good.append((row, pixels))
         elif thumbnails < THUMBNAILS:
             row["thumbnail"] = _thumbnail(item)
             thumbnails += 1
     for at in range(0, len(good), CHUNK_IMAGES):
-        _summed(good[at : at + CHUNK_IMAGES])
+        _summed(good[at : at + CHUNK_IMAGES], spec)
     good.sort(key=lambda pair: pair[0]["digest"])
     pieces, start = [], 0
     for row, pixels in good:
@@ -221,8 +218,8 @@ def _prepared(
     return b"".join(pieces), pa.Table.from_arrays(columns, schema=_schema())
 
 
-def _decoded(item: Item, spec: DatasetSpec, row: Row) -> "NDArray[np.uint8] | None":
-    """The pixels of an input, None where it is rejected; fills in what its row says of it."""
+def _decoded(item: Item, spec: DatasetSpec, row: Row) -> bytes | None:
+    """The pixels of an input in the recipe's shape, None where it is rejected; fills in what its row says of it."""
     raw = item.data if isinstance(item.data, bytes) else item.data.tobytes()
     row["source_bytes"] = len(raw)
     row["source_sha256"] = hashlib.sha256(raw).digest()
@@ -231,8 +228,8 @@ def _decoded(item: Item, spec: DatasetSpec, row: Row) -> "NDArray[np.uint8] | No
     except Unreadable as error:
         row["reason"] = str(error)
         return None
-    pixels = picture.pixels
-    pixel = hashlib.sha256(repr(pixels.shape).encode() + pixels.tobytes()).digest()
+    pixels = picture.pixels.tobytes()
+    pixel = hashlib.sha256(repr(spec.image_shape).encode() + pixels).digest()
     # By the class's name: its index moves when classes are added, and a sample keeps its key.
     identity = pixel + (item.label or "").encode()
     if spec.duplicates == "keep":
@@ -243,7 +240,7 @@ def _decoded(item: Item, spec: DatasetSpec, row: Row) -> "NDArray[np.uint8] | No
     if spec.near_duplicates != "ignore":
         from pipeline.datasets.near import perceptual_hash
 
-        row["look"] = perceptual_hash(pixels)
+        row["look"] = perceptual_hash(picture.pixels)
     return pixels
 
 
@@ -257,12 +254,11 @@ def key_of(digest: bytes) -> int:
     return int.from_bytes(digest[:8])
 
 
-def _summed(pairs: Sequence[tuple[Row, "NDArray[np.uint8]"]]) -> None:
+def _summed(pairs: Sequence[tuple[Row, bytes]], spec: DatasetSpec) -> None:
     """Add each image's sums and sums of squares by channel to its row: whole numbers, so any order gives the same."""
     import numpy as np
 
-    images = np.stack([pixels for _, pixels in pairs])
-    flat = images.reshape(len(images), -1, images.shape[-1])
+    flat = np.frombuffer(b"".join([pixels for _, pixels in pairs]), np.uint8).reshape(len(pairs), -1, spec.channels)
     sums = flat.sum(axis=1, dtype=np.uint64)
     wide = flat.astype(np.uint32)
     squares = (wide * wide).sum(axis=1, dtype=np.uint64)
@@ -271,10 +267,13 @@ def _summed(pairs: Sequence[tuple[Row, "NDArray[np.uint8]"]]) -> None:
             row[f"sum{channel}"], row[f"squares{channel}"] = total, square
 
 
-def _payload(pixels: "NDArray[np.uint8]", spec: DatasetSpec) -> bytes:
+def _payload(pixels: bytes, spec: DatasetSpec) -> bytes:
+    import numpy as np
+
     if spec.resolved_layout == "block":
-        return pixels.tobytes()
-    return encode_image(pixels, spec.encoding, spec.quality)
+        return pixels
+    image = np.frombuffer(pixels, np.uint8).reshape(spec.image_shape)
+    return encode_image(image, spec.encoding, spec.quality)
 
 
 def _thumbnail(item: Item) -> bytes | None:
