@@ -108,6 +108,14 @@ class ModelSpec(BaseModel):
     ema_half_life_images: int = Field(20_000, ge=1)
     checkpoint_every_steps: int = Field(1_000, ge=1)
     log_every_steps: int = Field(50, ge=1)
+    keep_last: int = Field(2, ge=1)  # newest checkpoints that are kept
+    keep_best: str | None = None  # beside them the one of the lowest value of a logged metric, such as vae/loss
+    preview_every_steps: int | None = Field(None, ge=0)  # grids of images of fixed latents; None: ten a run, 0: none
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """What the run's id is made of: all but what leaves its result as it is."""
+        return self.model_dump(mode="json", exclude={"keep_last", "keep_best", "preview_every_steps"})
 
     @property
     def options(self) -> dict[str, Any]:

@@ -5,12 +5,17 @@ fixed. What leaves the loop is in the store: checkpoints on the way, and at the 
 the run's record, which the first worker commits.
 """
 
-from contextlib import closing
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
+from dataclasses import replace
 
 from pipeline import __version__
 from pipeline.artifacts import Run, commit, file_entry
+from pipeline.errors import TrainingError
 from trainers import checkpoints, export, stream
-from trainers.meter import Meter
+from trainers.checkpoints import Checkpoint
+from trainers.meter import Meter, diverged_advice
+from trainers.saving import Saver
 from trainers.state import MakeEngine, State, take_step
 from trainers.task import Place, Say, Task
 
@@ -28,13 +33,20 @@ def train(task: Task, place: Place, make_engine: MakeEngine, say: Say) -> None:
 
     # --- State: new, or where an earlier attempt left off.
     state = State(task, place, make_engine)
-    if saved := checkpoints.newest(task.store, task.run_ref):
+    saved = checkpoints.newest(task.store, task.run_ref)
+    if saved:
         state.restore(saved)
         say(f"train {task.model}: resumed at step {saved.step:,}/{spec.steps:,}")
     meter = Meter(task, place, say, state.metrics)
+    if saved:
+        meter.restore(saved.part("meter"))
 
     # --- Steps.
-    with closing(stream.batches(order, reader, place.rank, place.world, state.step, state.augment)) as batches:
+    with (
+        Saver(task, place) as saver,
+        _explained(task, saver),
+        closing(stream.batches(order, reader, place.rank, place.world, state.step, state.augment)) as batches,
+    ):
         while state.step < spec.steps:
             take_step(state, next(batches), spec, place, meter)
             state.step += 1
@@ -42,14 +54,30 @@ def train(task: Task, place: Place, make_engine: MakeEngine, say: Say) -> None:
             if meter.due(state.step):
                 meter.read(state.step)
             if state.step % spec.checkpoint_every_steps == 0 or state.step == spec.steps:
-                meter.read(state.step)  # a loss that is not finite must not reach a checkpoint
-                checkpoint = state.checkpoint()
-                if place.rank == 0:
-                    checkpoints.save(task.store, task.run_ref, checkpoint)
+                saver.checkpoint(_checkpoint(state, meter))
+        saver.settle()
 
     # --- The run's files, then its record.
     if place.rank == 0:
         finish(task, state)
+
+
+def _checkpoint(state: State, meter: Meter) -> Checkpoint:
+    """All that a run needs to go on. Collective. Raises TrainingError: a loss that is not finite never gets there."""
+    window = meter.window(state.step)
+    whole = state.checkpoint()
+    return replace(whole, tensors=whole.tensors | window)
+
+
+@contextmanager
+def _explained(task: Task, saver: Saver) -> Iterator[None]:
+    """Add to a TrainingError which run it was, from where it can go on and what to change."""
+    try:
+        yield
+    except TrainingError as error:
+        raise TrainingError(
+            f"train {task.model}: {error}; {saver.last_good()}; {diverged_advice(task.model)}"
+        ) from None
 
 
 def finish(task: Task, state: State) -> Run:

@@ -8,8 +8,15 @@ import torch.distributed as dist
 from torch import Tensor
 
 from pipeline.errors import TrainingError
-from trainers import checkpoints
 from trainers.task import Place, Say, Task
+
+STEPS = "steps"  # in a checkpoint: how many steps the sums beside it are over
+SAY_SECONDS = 1.0  # between lines of progress: small networks take thousands of steps in it
+
+
+def diverged_advice(model: str) -> str:
+    """What to change where numbers are no longer finite."""
+    return f"lower the learning rate (models.{model}.lr), clip the gradients (cluster.clip_norm) or change the seed"
 
 
 class Meter:
@@ -20,7 +27,8 @@ class Meter:
         self.task, self.place, self.say, self.lines = task, place, say, lines
         self._sums: dict[str, Tensor] = {}
         self._steps = 0
-        self._since = time.perf_counter()
+        self._since = self._said = time.perf_counter()
+        self._steps_here = 0  # of those, taken by this process
 
     def add(self, phase: str, loss: Tensor, metrics: dict[str, Tensor], weight: float) -> None:
         """Count one phase's metrics with this worker's share of the global batch."""
@@ -30,41 +38,70 @@ class Meter:
             self._sums[key] = self._sums[key] + weighted if key in self._sums else weighted
 
     def due(self, step: int) -> bool:
-        """Count a step, the `step`th of the run; true at every `log_every_steps`th."""
+        """Count a step, the `step`th of the run; true at every `log_every_steps`th and the last."""
         self._steps += 1
-        return step % self.task.spec.log_every_steps == 0
+        self._steps_here += 1
+        return step % self.task.spec.log_every_steps == 0 or step == self.task.spec.steps
 
     def read(self, step: int) -> None:
-        """Log the means since the last reading, over all workers. Raises TrainingError where one is not finite."""
-        if not self._steps:
-            return
+        """Log the means since the last reading, over all workers. Collective.
+
+        Raises TrainingError where one is not finite.
+        """
         sums = torch.stack(list(self._sums.values())) / self._steps
         if self.place.world > 1:
             dist.all_reduce(sums)
         values = dict(zip(self._sums, sums.tolist(), strict=True))
+        self._check(step, values)
         seconds = time.perf_counter() - self._since
-        rate = self._steps * self.task.spec.batch_size / seconds
-        self._sums, self._steps, self._since = {}, 0, time.perf_counter()
-        for key, value in values.items():
-            if not math.isfinite(value):
-                raise TrainingError(self._not_finite(step, key, value))
+        rate = self._steps_here * self.task.spec.batch_size / seconds
+        self._sums, self._steps, self._steps_here, self._since = {}, 0, 0, time.perf_counter()
         self.lines.append({"step": step, **values})  # no times: a rerun logs the same bytes
         if self.place.rank == 0:
             self._print(step, values, rate)
 
+    def window(self, step: int) -> dict[str, Tensor]:
+        """The sums since the last reading, for a checkpoint between two of them: each worker's, (world,). Collective.
+
+        A run that goes on from there logs the same bytes. Raises TrainingError where one is not finite.
+        """
+        if not self._steps:
+            return {}
+        own = torch.stack(list(self._sums.values()))
+        each_W = [torch.empty_like(own) for _ in range(self.place.world)]
+        if self.place.world > 1:
+            dist.all_gather(each_W, own)
+        else:
+            each_W = [own]
+        by_worker = torch.stack(each_W).cpu()
+        self._check(step, dict(zip(self._sums, by_worker.sum(0).tolist(), strict=True)))
+        sums = {name: by_worker[:, index] for index, name in enumerate(self._sums)}
+        return {**{f"meter/{name}": sum_W for name, sum_W in sums.items()}, f"meter/{STEPS}": torch.tensor(self._steps)}
+
+    def restore(self, window: dict[str, Tensor]) -> None:
+        """Go on from what `window` gave. For another number of workers the first one takes the sum."""
+        for name, sum_W in window.items():
+            if name == STEPS:
+                self._steps = int(sum_W)
+            elif len(sum_W) == self.place.world:
+                self._sums[name] = sum_W[self.place.rank].to(self.place.device)
+            else:
+                mine = sum_W.sum() if self.place.rank == 0 else torch.zeros(())
+                self._sums[name] = mine.to(self.place.device)
+
     def _print(self, step: int, values: dict[str, float], rate: float) -> None:
-        spec = self.task.spec
+        spec, now = self.task.spec, time.perf_counter()
+        if now - self._said < SAY_SECONDS and step < spec.steps:
+            return
+        self._said = now
         losses = "  ".join(f"{key.replace('/loss', '')} {value:.3f}" for key, value in values.items() if "/loss" in key)
         left = (spec.steps - step) * spec.batch_size / rate
         self.say(
             f"train {self.task.model} step {step:,}/{spec.steps:,}  {rate:,.0f} images/s  {losses}  {left:.0f} s left"
         )
 
-    def _not_finite(self, step: int, key: str, value: float) -> str:
-        phase, _, metric = key.partition("/")
-        steps = checkpoints.committed_steps(self.task.store, self.task.run_ref)
-        good = f"the last good checkpoint is step {steps[-1]:,}" if steps else "there is no checkpoint yet"
-        return (
-            f"train {self.task.model}: {metric} of phase {phase} became {value} by step {step:,}; {good}; "
-            "lower the learning rate (models." + self.task.model + ".lr) or change the seed"
-        )
+    def _check(self, step: int, values: dict[str, float]) -> None:
+        for key, value in values.items():
+            if not math.isfinite(value):
+                phase, _, metric = key.partition("/")
+                raise TrainingError(f"{metric} of phase {phase} became {value} by step {step:,}")
