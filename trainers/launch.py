@@ -27,6 +27,7 @@ from pipeline.tasks import connect
 from trainers import loop
 from trainers.engine import DeepSpeedEngine, Engine, TorchEngine
 from trainers.families import Adam
+from trainers.interruption import caught
 from trainers.task import Place, Say, Task
 
 COLLECTIVE_TIMEOUT_SECONDS = 300
@@ -63,7 +64,8 @@ def train_here(task: Task, say: Say) -> None:
     cluster = task.recipe.cluster
     device = torch.device(_device(cluster, torch.cuda.is_available()))
     torch.set_num_threads(cluster.threads_per_worker)
-    loop.train(task, Place(0, 1, device), TorchEngine, say)
+    with caught() as signals:
+        loop.train(task, Place(0, 1, device), TorchEngine, say, signals)
 
 
 def _device(cluster: ClusterSpec, has_gpu: bool) -> str:

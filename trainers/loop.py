@@ -8,20 +8,29 @@ the run's record, which the first worker commits.
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from dataclasses import replace
+from typing import NoReturn
+
+import torch.distributed as dist
 
 from pipeline import __version__
 from pipeline.artifacts import Run, commit, file_entry
 from pipeline.errors import TrainingError
 from trainers import checkpoints, export, stream
 from trainers.checkpoints import Checkpoint
+from trainers.interruption import QUIET, UNINTERRUPTED, Agreement, Interruption, stopped
 from trainers.meter import Meter, diverged_advice
 from trainers.saving import Saver
 from trainers.state import MakeEngine, State, take_step
 from trainers.task import Place, Say, Task
 
 
-def train(task: Task, place: Place, make_engine: MakeEngine, say: Say) -> None:
-    """Train from the newest complete checkpoint to the last step, and commit the run. Raises TrainingError."""
+def train(
+    task: Task, place: Place, make_engine: MakeEngine, say: Say, interruption: Interruption = UNINTERRUPTED
+) -> None:
+    """Train from the newest complete checkpoint to the last step, and commit the run.
+
+    Raises TrainingError where it cannot go on, Stopped where `interruption` ended it.
+    """
     spec = task.spec
 
     # --- Data: the training split, whole on the device where it fits.
@@ -40,6 +49,7 @@ def train(task: Task, place: Place, make_engine: MakeEngine, say: Say) -> None:
     meter = Meter(task, place, say, state.metrics)
     if saved:
         meter.restore(saved.part("meter"))
+    agreement = Agreement(place, interruption, state.step)
 
     # --- Steps.
     with (
@@ -53,8 +63,11 @@ def train(task: Task, place: Place, make_engine: MakeEngine, say: Say) -> None:
             state.update_ema(spec.batch_size, spec.ema_half_life_images)
             if meter.due(state.step):
                 meter.read(state.step)
-            if state.step % spec.checkpoint_every_steps == 0 or state.step == spec.steps:
+            news = agreement.reach(state.step, saver.idle, say) if agreement.due(state.step) else QUIET
+            if state.step % spec.checkpoint_every_steps == 0 or state.step == spec.steps or news.hurry:
                 saver.checkpoint(_checkpoint(state, meter))
+            if news.signal_number and state.step < spec.steps:
+                _stop(task, place, saver, state.step, news.signal_number)
         saver.settle()
 
     # --- The run's files, then its record.
@@ -67,6 +80,14 @@ def _checkpoint(state: State, meter: Meter) -> Checkpoint:
     window = meter.window(state.step)
     whole = state.checkpoint()
     return replace(whole, tensors=whole.tensors | window)
+
+
+def _stop(task: Task, place: Place, saver: Saver, step: int, number: int) -> NoReturn:
+    """End the run once its checkpoint is committed: no worker leaves before, or Ray would end the one that writes."""
+    saver.settle()
+    if place.world > 1:
+        dist.barrier()
+    raise stopped(number, f"train {task.model}: stopped at step {step:,}/{task.spec.steps:,}, which is committed")
 
 
 @contextmanager

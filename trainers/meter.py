@@ -80,7 +80,7 @@ class Meter:
 
     def restore(self, window: dict[str, Tensor]) -> None:
         """Go on from what `window` gave. For another number of workers the first one takes the sum."""
-        for name, sum_W in window.items():
+        for name, sum_W in sorted(window.items()):  # a file gives them in any order; workers add up in one
             if name == STEPS:
                 self._steps = int(sum_W)
             elif len(sum_W) == self.place.world:
