@@ -128,6 +128,7 @@ class ClusterSpec(Strict):
 
     launcher: Literal["ray", "local"] = "ray"  # local: one worker in this process, without ray
     workers: int = Field(1, ge=1, le=4096)
+    min_workers: int | None = Field(None, ge=1)  # go on with so many while others are lost; None: wait for all
     engine: Literal["deepspeed", "torch"] = "deepspeed"
     zero: Literal[0, 1, 2] = 0  # DeepSpeed's ZeRO stage
     device: Literal["auto", "cpu", "cuda"] = "auto"
@@ -144,6 +145,19 @@ class ClusterSpec(Strict):
                 f"workers: {self.workers} and engine: {self.engine}; choose launcher: ray for more"
             )
         return self
+
+    @model_validator(mode="after")
+    def _at_most_all_workers(self) -> Self:
+        if self.min_workers is not None and self.min_workers > self.workers:
+            raise ValueError(
+                f"min_workers of at most workers, got min_workers: {self.min_workers} and workers: {self.workers}"
+            )
+        return self
+
+    @property
+    def elastic(self) -> bool:
+        """Whether a run goes on with fewer workers."""
+        return self.min_workers is not None and self.min_workers < self.workers
 
 
 class EvaluationSpec(Strict):
