@@ -87,8 +87,12 @@ def caught() -> Iterator[Signals]:
 
 def stopped(number: int, what: str) -> Stopped:
     """The error by which a run ends after a signal; `what` says how far it came."""
-    kind = Interrupted if number == signal.SIGINT else Stopped
-    return kind(f"{what}, on {signal.Signals(number).name}; the same command goes on from there")
+    return stopped_kind(number)(f"{what}, on {signal.Signals(number).name}; the same command goes on from there")
+
+
+def stopped_kind(number: int) -> type[Stopped]:
+    """The class whose exit status is the signal's."""
+    return Interrupted if number == signal.SIGINT else Stopped
 
 
 @dataclass(frozen=True)

@@ -25,7 +25,7 @@ from pipeline.tasks import connect
 from trainers import checkpoints, loop
 from trainers.engine import DeepSpeedEngine, Engine, TorchEngine
 from trainers.families import Adam
-from trainers.interruption import Interruption, caught, stopped
+from trainers.interruption import Interruption, caught, stopped, stopped_kind
 from trainers.task import Place, Say, Task
 
 COLLECTIVE_TIMEOUT_SECONDS = 300
@@ -40,6 +40,7 @@ GRACE_SECONDS = 25.0  # from a signal to the end: Ray gives a job that it stops 
 LASTING = (IntegrityError, TrainingError, RecipeError, RecordError, Stopped)
 
 STOP = b"signal"  # the key under which the starter of a run passes a signal on
+STOPPED = b"stopped"  # and that of the workers' answer: Ray itself takes 15 s more to take such a run down
 
 RAY_VARIABLES = {  # read when ray is imported, here and in its workers
     "RAY_AUTH_MODE": "token",
@@ -142,7 +143,7 @@ def _fit(trainer: Any, task: Task, say: Say) -> None:
 
     It runs in a thread: in the main one it would take SIGINT for itself and end the workers in the middle of a step.
     """
-    from ray.experimental.internal_kv import _internal_kv_del, _internal_kv_put
+    from ray.experimental.internal_kv import _internal_kv_del, _internal_kv_get, _internal_kv_put
 
     failed: list[Exception] = []
 
@@ -152,7 +153,8 @@ def _fit(trainer: Any, task: Task, say: Say) -> None:
         except Exception as error:  # noqa: BLE001 - raised below, in the main thread
             failed.append(error)
 
-    _internal_kv_del(STOP, namespace=_stop_of(task.run_id))  # an earlier attempt's
+    for key in (STOP, STOPPED):  # an earlier attempt's
+        _internal_kv_del(key, namespace=_stop_of(task.run_id))
     controller = threading.Thread(target=fit, daemon=True)
     controller.start()
     with caught() as signals:
@@ -163,6 +165,8 @@ def _fit(trainer: Any, task: Task, say: Say) -> None:
             if signals.number and not told:
                 told = time.monotonic()
                 _internal_kv_put(STOP, str(int(signals.number)), namespace=_stop_of(task.run_id))
+            if told and (answer := _internal_kv_get(STOPPED, namespace=_stop_of(task.run_id))):
+                raise stopped_kind(signals.number)(answer.decode())
             if told and time.monotonic() - told > GRACE_SECONDS:
                 good = checkpoints.last_good(task.store, task.run_ref)
                 raise stopped(signals.number, f"train {task.model}: not stopped within {GRACE_SECONDS:g} s; {good}")
@@ -290,6 +294,7 @@ def _cache_of_node(config: dict[str, Any], say: Say) -> NodeCache:
 def _worker(config: dict[str, Any]) -> None:
     """One worker of a Ray Train group."""
     from ray import train as ray_train
+    from ray.experimental.internal_kv import _internal_kv_put
     from ray.train.torch import get_device
 
     context = ray_train.get_context()
@@ -307,4 +312,8 @@ def _worker(config: dict[str, Any]) -> None:
         return DeepSpeedEngine(module, settings, cluster.zero)
 
     place = Place(context.get_world_rank(), context.get_world_size(), get_device())
-    loop.train(task, place, make_engine, say, FromRay(config["run_id"], config["drains"]))
+    try:
+        loop.train(task, place, make_engine, say, FromRay(config["run_id"], config["drains"]))
+    except Stopped as error:
+        _internal_kv_put(STOPPED, str(error), namespace=_stop_of(config["run_id"]))
+        raise
