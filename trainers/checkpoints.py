@@ -11,6 +11,7 @@ The newest ones are kept, and beside them the best one by a metric where the rec
 
 import json
 import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from safetensors.torch import load as load_safetensors
@@ -47,9 +48,9 @@ class Checkpoint:
         return {name.removeprefix(prefix + "/"): t for name, t in self.tensors.items() if name.startswith(prefix + "/")}
 
 
-def metrics_bytes(metrics: list[dict[str, float]]) -> bytes:
-    """Logged metrics as JSON lines."""
-    return "".join(json.dumps(line, sort_keys=True) + "\n" for line in metrics).encode()
+def json_lines(lines: Sequence[Mapping[str, str | float]]) -> bytes:
+    """Logged lines, a JSON object each: the same bytes for the same lines."""
+    return "".join(json.dumps(line, sort_keys=True) + "\n" for line in lines).encode()
 
 
 def save(
@@ -65,7 +66,7 @@ def save(
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in checkpoint.tensors.items()}
     files = {
         "state.safetensors": save_safetensors(tensors),
-        "metrics.jsonl": metrics_bytes(checkpoint.metrics),
+        "metrics.jsonl": json_lines(checkpoint.metrics),
     }
     for name, data in files.items():
         store.put(f"{folder}/{name}", data)

@@ -9,7 +9,9 @@ the run at the next checkpoint or log; `settle` waits for all that was handed ov
         saver.settle()                    # returns once it is committed
 """
 
-from collections.abc import Callable
+import json
+import time
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from types import TracebackType
 from typing import Self
@@ -17,10 +19,15 @@ from typing import Self
 import torch
 from torch import Tensor
 
-from pipeline.errors import RecipeError
-from trainers import checkpoints
+from pipeline.errors import NotFound, RecipeError
+from trainers import checkpoints, tensorboard
 from trainers.checkpoints import Checkpoint
 from trainers.task import Place, Task
+
+LOG_SECONDS = 10.0  # between two writings of the logs, which are whole files ...
+LOG_SHARE = 0.02  # ... and at most this share of the time goes into them
+
+Lines = list[dict[str, float]]
 
 
 class Saver:
@@ -32,6 +39,8 @@ class Saver:
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="saver")
         self._under_way: list[Future[None]] = []
         self._host: dict[str, Tensor] = {}
+        self._events = tensorboard.EventFile() if self._writes and tensorboard.available() else None
+        self._next_log = time.monotonic() + LOG_SECONDS
 
     def __enter__(self) -> Self:
         return self
@@ -62,6 +71,43 @@ class Saver:
         copied = Checkpoint(checkpoint.step, self._to_host(checkpoint.tensors), checkpoint.metrics)
         store, run_ref = self.task.store, self.task.run_ref
         self._hand_over(lambda: checkpoints.save(store, run_ref, copied, spec.keep_last, score))
+
+    def log(self, metrics: Lines, timing: Lines, now: bool = False) -> None:
+        """Write the logs in the background, once every some seconds; or `now`."""
+        if self._writes and (now or (self.idle and time.monotonic() >= self._next_log)):
+            lines = list(metrics), list(timing)
+            self._hand_over(lambda: self._write_logs(*lines))
+
+    def preview(self, step: int, png: Callable[[], bytes]) -> None:
+        """Make and write the picture of a step in the background."""
+        self._hand_over(lambda: self._put(f"previews/{step:09d}.png", png()))
+
+    def note(self, name: str, lines: Sequence[Mapping[str, str | float]]) -> None:
+        """Write a small file of JSON lines in the background."""
+        if self._writes:
+            data = checkpoints.json_lines(lines)
+            self._hand_over(lambda: self._put(name, data))
+
+    def earlier_timing(self, step: int) -> Lines:
+        """What earlier attempts wrote of the steps up to this one."""
+        try:
+            text = self.task.store.get(f"{self.task.run_ref}/timing.jsonl").decode()
+        except NotFound:
+            return []
+        return [line for line in map(json.loads, text.splitlines()) if line["step"] <= step]
+
+    def _write_logs(self, metrics: Lines, timing: Lines) -> None:
+        since = time.monotonic()
+        self._put("metrics.jsonl", checkpoints.json_lines(metrics))
+        self._put("timing.jsonl", checkpoints.json_lines(timing))
+        if self._events is not None:
+            self._events.add(metrics, timing)
+            self._put(f"tensorboard/events.out.tfevents.0.{self.task.run_id}", self._events.data)
+        took = time.monotonic() - since
+        self._next_log = time.monotonic() + max(LOG_SECONDS, took / LOG_SHARE)
+
+    def _put(self, name: str, data: bytes) -> None:
+        self.task.store.put(f"{self.task.run_ref}/{name}", data)
 
     def last_good(self) -> str:
         """What to say of the newest checkpoint, with the one under way waited for."""
