@@ -7,6 +7,8 @@
     |  `- Changed           `replace` met an object that somebody else wrote meanwhile
     |- IntegrityError       bytes do not match the size or SHA-256 that their record states
     |- TrainingError        a run that cannot go on: a loss that is not finite, workers that keep dying
+    |- Stopped              a signal ended a run after its checkpoint: exit status 143 (SIGTERM)
+    |  `- Interrupted       the same: exit status 130 (SIGINT)
     |- StackError           an embedded server (store, Ray, Airflow) did not start or did not answer
     `- UserError            the user's mistake: exit status 2
        |- RecipeError       a field of a recipe is wrong
@@ -47,6 +49,18 @@ class IntegrityError(AtelierError):
 
 class TrainingError(AtelierError):
     """A run that cannot go on."""
+
+
+class Stopped(AtelierError):  # noqa: N818 - nothing went wrong
+    """SIGTERM ended a run, which goes on where it was when it is started again."""
+
+    exit_status = 143
+
+
+class Interrupted(Stopped):
+    """SIGINT did."""
+
+    exit_status = 130
 
 
 class StackError(AtelierError):

@@ -42,7 +42,7 @@ class Stage(Strict):
 
 def run_id(recipe: Recipe, model: str, dataset: str) -> str:
     """The id of a model's training run on the dataset with this ref."""
-    spec = recipe.model_named(model).model_dump(mode="json")
+    spec = recipe.model_named(model).identity
     return digest_of({"dataset": dataset, "recipe": recipe.name, "model": model, "spec": spec, "code": __version__})
 
 

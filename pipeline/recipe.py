@@ -113,6 +113,14 @@ class ModelSpec(BaseModel):
     ema_half_life_images: int = Field(20_000, ge=1)
     checkpoint_every_steps: int = Field(1_000, ge=1)
     log_every_steps: int = Field(50, ge=1)
+    keep_last: int = Field(2, ge=1)  # newest checkpoints that are kept
+    keep_best: str | None = None  # beside them the one of the lowest value of a logged metric, such as vae/loss
+    preview_every_steps: int | None = Field(None, ge=0)  # grids of images of fixed latents; None: ten a run, 0: none
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """What the run's id is made of: all but what leaves its result as it is."""
+        return self.model_dump(mode="json", exclude={"keep_last", "keep_best", "preview_every_steps"})
 
     @property
     def options(self) -> dict[str, Any]:
@@ -125,6 +133,7 @@ class ClusterSpec(Strict):
 
     launcher: Literal["ray", "local"] = "ray"  # local: one worker in this process, without ray
     workers: int = Field(1, ge=1, le=4096)
+    min_workers: int | None = Field(None, ge=1)  # go on with so many while others are lost; None: wait for all
     engine: Literal["deepspeed", "torch"] = "deepspeed"
     zero: Literal[0, 1, 2] = 0  # DeepSpeed's ZeRO stage
     device: Literal["auto", "cpu", "cuda"] = "auto"
@@ -141,6 +150,19 @@ class ClusterSpec(Strict):
                 f"workers: {self.workers} and engine: {self.engine}; choose launcher: ray for more"
             )
         return self
+
+    @model_validator(mode="after")
+    def _at_most_all_workers(self) -> Self:
+        if self.min_workers is not None and self.min_workers > self.workers:
+            raise ValueError(
+                f"min_workers of at most workers, got min_workers: {self.min_workers} and workers: {self.workers}"
+            )
+        return self
+
+    @property
+    def elastic(self) -> bool:
+        """Whether a run goes on with fewer workers."""
+        return self.min_workers is not None and self.min_workers < self.workers
 
 
 class EvaluationSpec(Strict):

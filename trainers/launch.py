@@ -7,8 +7,6 @@ and goes on from the newest complete checkpoint; so does a later call for the sa
 
 import threading
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -18,29 +16,39 @@ import torch
 
 from pipeline import plan
 from pipeline.artifacts import Dataset, Run, find, load
-from pipeline.errors import AtelierError, IntegrityError, RecipeError, RecordError, TrainingError
+from pipeline.errors import AtelierError, IntegrityError, RecipeError, RecordError, Stopped, TrainingError
 from pipeline.nodecache import NodeCache
 from pipeline.recipe import ClusterSpec, Recipe, check_models, load_recipe
 from pipeline.settings import Settings
 from pipeline.store import Store, open_store
 from pipeline.tasks import connect
-from trainers import loop
+from trainers import checkpoints, loop
 from trainers.engine import DeepSpeedEngine, Engine, TorchEngine
 from trainers.families import Adam
+from trainers.interruption import Interruption, caught, stopped, stopped_kind
 from trainers.task import Place, Say, Task
 
 COLLECTIVE_TIMEOUT_SECONDS = 300
 START_TIMEOUT_SECONDS = 120
+# With fewer workers to be content with, waiting for a node that is gone is lost time: the next try asks who is there.
+ELASTIC_START_TIMEOUT_SECONDS = 20
+GROW_SECONDS = 60.0  # between looks for room to grow; each growth begins again at the last checkpoint
+MAX_START_FAILURES = {"fixed": 3, "elastic": 30}  # 30 tries of 20 s: ten minutes, as long as a node takes to come back
 POLL_SECONDS = 0.5
-LASTING = (IntegrityError, TrainingError, RecipeError, RecordError)  # a store that is away may come back; these do not
+GRACE_SECONDS = 25.0  # from a signal to the end: Ray gives a job that it stops 30 s, Kubernetes a pod
+# A store that is away may come back; these do not, or are meant.
+LASTING = (IntegrityError, TrainingError, RecipeError, RecordError, Stopped)
+
+STOP = b"signal"  # the key under which the starter of a run passes a signal on
+STOPPED = b"stopped"  # and that of the workers' answer: Ray itself takes 15 s more to take such a run down
 
 RAY_VARIABLES = {  # read when ray is imported, here and in its workers
     "RAY_AUTH_MODE": "token",
     "RAY_TRAIN_V2_ENABLED": "1",
-    "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": str(START_TIMEOUT_SECONDS),
     "RAY_TRAIN_COLLECTIVE_TIMEOUT_S": str(COLLECTIVE_TIMEOUT_SECONDS),
-    "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",  # an actor of 110 MiB a run, whose news nobody reads yet
 }
+WATCHER = "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER"  # an actor of 110 MiB a run: on a cluster whose nodes may drain
+START_TIMEOUT = "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S"
 
 
 def train(store: Store, recipe: Recipe, model: str, dataset: Dataset, settings: Settings, say: Say) -> Run:
@@ -63,7 +71,8 @@ def train_here(task: Task, say: Say) -> None:
     cluster = task.recipe.cluster
     device = torch.device(_device(cluster, torch.cuda.is_available()))
     torch.set_num_threads(cluster.threads_per_worker)
-    loop.train(task, Place(0, 1, device), TorchEngine, say)
+    with caught() as signals:
+        loop.train(task, Place(0, 1, device), TorchEngine, say, signals)
 
 
 def _device(cluster: ClusterSpec, has_gpu: bool) -> str:
@@ -74,7 +83,7 @@ def _device(cluster: ClusterSpec, has_gpu: bool) -> str:
 
 def _train_on_ray(task: Task, settings: Settings, say: Say) -> None:
     try:
-        connect(settings, RAY_VARIABLES)
+        connect(settings, _ray_variables(task.recipe.cluster, settings))
         import ray
         from ray import train as ray_train
         from ray.train.torch import TorchConfig, TorchTrainer
@@ -95,6 +104,7 @@ def _train_on_ray(task: Task, settings: Settings, say: Say) -> None:
         "run_id": task.run_id,
         "cache": str(settings.cache_folder),
         "cache_gb": settings.cache_gb,
+        "drains": settings.ray_address is not None,
     }
     storage_path, filesystem = _storage(task.store, f"{task.run_ref}/ray")
     trainer = TorchTrainer(
@@ -102,7 +112,9 @@ def _train_on_ray(task: Task, settings: Settings, say: Say) -> None:
         train_loop_config=config,
         torch_config=TorchConfig(backend="nccl" if use_gpu else "gloo", timeout_s=COLLECTIVE_TIMEOUT_SECONDS),
         scaling_config=ray_train.ScalingConfig(
-            num_workers=cluster.workers,
+            num_workers=(cluster.min_workers, cluster.workers) if cluster.elastic else cluster.workers,
+            elastic_resize_monitor_interval_s=GROW_SECONDS,
+            placement_strategy="SPREAD" if cluster.elastic else "PACK",
             use_gpu=use_gpu,
             resources_per_worker={"CPU": cluster.cpus_per_worker, **({"GPU": 1} if use_gpu else {})},
         ),
@@ -110,24 +122,66 @@ def _train_on_ray(task: Task, settings: Settings, say: Say) -> None:
             name=task.run_id,
             storage_path=storage_path,
             storage_filesystem=filesystem,
-            failure_config=ray_train.FailureConfig(max_failures=cluster.max_failures, controller_failure_limit=3),
+            failure_config=ray_train.FailureConfig(
+                max_failures=cluster.max_failures,
+                controller_failure_limit=MAX_START_FAILURES["elastic" if cluster.elastic else "fixed"],
+            ),
             callbacks=[_give_up_early()],
         ),
     )
-    try:
-        with _spoken(task.run_id, say):
+    _fit(trainer, task, say)
+
+
+def _ray_variables(cluster: ClusterSpec, settings: Settings) -> dict[str, str]:
+    """What Ray reads from the environment, here and in its workers."""
+    timeout = ELASTIC_START_TIMEOUT_SECONDS if cluster.elastic else START_TIMEOUT_SECONDS
+    return {**RAY_VARIABLES, START_TIMEOUT: str(timeout), WATCHER: "1" if settings.ray_address else "0"}
+
+
+def _fit(trainer: Any, task: Task, say: Say) -> None:
+    """Follow Ray's controller: say the workers' lines, pass a signal on to them. Raises what ended the run.
+
+    It runs in a thread: in the main one it would take SIGINT for itself and end the workers in the middle of a step.
+    """
+    from ray.experimental.internal_kv import _internal_kv_del, _internal_kv_get, _internal_kv_put
+
+    failed: list[Exception] = []
+
+    def fit() -> None:
+        try:
             trainer.fit()
-    except Exception as error:  # Ray wraps what a worker raised: give the user the cause, in one line
-        raise _cause(error) from error
+        except Exception as error:  # noqa: BLE001 - raised below, in the main thread
+            failed.append(error)
+
+    for key in (STOP, STOPPED):  # an earlier attempt's
+        _internal_kv_del(key, namespace=_stop_of(task.run_id))
+    controller = threading.Thread(target=fit, daemon=True)
+    controller.start()
+    with caught() as signals:
+        told = 0.0
+        while controller.is_alive():
+            controller.join(POLL_SECONDS)
+            _say_lines(task.run_id, say)
+            if signals.number and not told:
+                told = time.monotonic()
+                _internal_kv_put(STOP, str(int(signals.number)), namespace=_stop_of(task.run_id))
+            if told and (answer := _internal_kv_get(STOPPED, namespace=_stop_of(task.run_id))):
+                raise stopped_kind(signals.number)(answer.decode())
+            if told and time.monotonic() - told > GRACE_SECONDS:
+                good = checkpoints.last_good(task.store, task.run_ref)
+                raise stopped(signals.number, f"train {task.model}: not stopped within {GRACE_SECONDS:g} s; {good}")
+    if failed:  # Ray wraps what a worker raised: give the user the cause, in one line
+        raise _cause(failed[0]) from failed[0]
 
 
 def _check_size(ray: Any, cluster: ClusterSpec, settings: Settings) -> None:
     """A cluster of this process cannot grow: say so before Ray waits for what will not come."""
     there = ray.cluster_resources().get("CPU", 0)
-    needed = cluster.workers * cluster.cpus_per_worker
+    workers = cluster.min_workers or cluster.workers
+    needed = workers * cluster.cpus_per_worker
     if settings.ray_address is None and needed > there:
         raise RecipeError(
-            f"cluster: expected at most {there:g} CPUs (this machine's), got workers {cluster.workers} x "
+            f"cluster: expected at most {there:g} CPUs (this machine's), got workers {workers} x "
             f"cpus_per_worker {cluster.cpus_per_worker:g} = {needed:g}; lower either, or run on a larger Ray cluster"
         )
 
@@ -192,30 +246,42 @@ def _lines_of(run_id: str) -> bytes:
     return f"atelier-lines-{run_id}".encode()
 
 
-@contextmanager
-def _spoken(run_id: str, say: Say) -> Iterator[None]:
-    """Say the workers' lines as they come."""
+def _stop_of(run_id: str) -> bytes:
+    return f"atelier-stop-{run_id}".encode()
+
+
+def _say_lines(run_id: str, say: Say) -> None:
+    """Say the lines that workers have told since the last time."""
     from ray.experimental.internal_kv import _internal_kv_del, _internal_kv_get, _internal_kv_list
 
-    namespace, done = _lines_of(run_id), threading.Event()
+    namespace = _lines_of(run_id)
+    for key in sorted(_internal_kv_list(b"", namespace=namespace)):
+        say(_internal_kv_get(key, namespace=namespace).decode())
+        _internal_kv_del(key, namespace=namespace)
 
-    def take() -> None:
-        for key in sorted(_internal_kv_list(b"", namespace=namespace)):
-            say(_internal_kv_get(key, namespace=namespace).decode())
-            _internal_kv_del(key, namespace=namespace)
 
-    def poll() -> None:
-        while not done.wait(POLL_SECONDS):
-            take()
+class FromRay(Interruption):
+    """A signal that the starter of the run passed on, and the drains that Ray Train tells of."""
 
-    thread = threading.Thread(target=poll, daemon=True)
-    thread.start()
-    try:
-        yield
-    finally:
-        done.set()
-        thread.join()
-        take()
+    def __init__(self, run_id: str, drains: bool) -> None:
+        self._run_id, self._drains = run_id, drains
+        self._number = 0
+        threading.Thread(target=self._listen, daemon=True).start()
+
+    def _listen(self) -> None:
+        from ray.experimental.internal_kv import _internal_kv_get
+
+        while not self._number:
+            time.sleep(POLL_SECONDS)
+            self._number = int(_internal_kv_get(STOP, namespace=_stop_of(self._run_id)) or 0)
+
+    def signal_number(self) -> int:
+        return self._number
+
+    def draining(self) -> bool:
+        from ray import train as ray_train
+
+        return self._drains and ray_train.get_preemption_info() is not None
 
 
 def _cache_of_node(config: dict[str, Any], say: Say) -> NodeCache:
@@ -228,6 +294,7 @@ def _cache_of_node(config: dict[str, Any], say: Say) -> NodeCache:
 def _worker(config: dict[str, Any]) -> None:
     """One worker of a Ray Train group."""
     from ray import train as ray_train
+    from ray.experimental.internal_kv import _internal_kv_put
     from ray.train.torch import get_device
 
     context = ray_train.get_context()
@@ -245,4 +312,8 @@ def _worker(config: dict[str, Any]) -> None:
         return DeepSpeedEngine(module, settings, cluster.zero)
 
     place = Place(context.get_world_rank(), context.get_world_size(), get_device())
-    loop.train(task, place, make_engine, say)
+    try:
+        loop.train(task, place, make_engine, say, FromRay(config["run_id"], config["drains"]))
+    except Stopped as error:
+        _internal_kv_put(STOPPED, str(error), namespace=_stop_of(config["run_id"]))
+        raise

@@ -1,22 +1,40 @@
 """The one training loop, for every family, either engine and any number of workers.
 
 It runs inside each worker. A step runs the family's phases in order; each trains one network and holds the others
-fixed. What leaves the loop is in the store: checkpoints on the way, and at the end the exported sampling network and
-the run's record, which the first worker commits.
+fixed. What leaves the loop is in the store: checkpoints, logs and previews on the way, and at the end the exported
+sampling network and the run's record, which the first worker commits.
 """
 
-from contextlib import closing
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import closing, contextmanager
+from dataclasses import replace
+from functools import partial
+from typing import NoReturn
+
+import torch.distributed as dist
 
 from pipeline import __version__
 from pipeline.artifacts import Run, commit, file_entry
+from pipeline.errors import TrainingError
 from trainers import checkpoints, export, stream
-from trainers.meter import Meter
+from trainers.alarms import Alarms
+from trainers.checkpoints import Checkpoint
+from trainers.interruption import QUIET, UNINTERRUPTED, Agreement, Interruption, stopped
+from trainers.meter import Meter, diverged_advice
+from trainers.previews import Previews
+from trainers.saving import Saver
 from trainers.state import MakeEngine, State, take_step
 from trainers.task import Place, Say, Task
+from trainers.watchdog import Watchdog
 
 
-def train(task: Task, place: Place, make_engine: MakeEngine, say: Say) -> None:
-    """Train from the newest complete checkpoint to the last step, and commit the run. Raises TrainingError."""
+def train(
+    task: Task, place: Place, make_engine: MakeEngine, say: Say, interruption: Interruption = UNINTERRUPTED
+) -> None:
+    """Train from the newest complete checkpoint to the last step, and commit the run.
+
+    Raises TrainingError where it cannot go on, Stopped where `interruption` ended it.
+    """
     spec = task.spec
 
     # --- Data: the training split, whole on the device where it fits.
@@ -28,35 +46,85 @@ def train(task: Task, place: Place, make_engine: MakeEngine, say: Say) -> None:
 
     # --- State: new, or where an earlier attempt left off.
     state = State(task, place, make_engine)
-    if saved := checkpoints.newest(task.store, task.run_ref):
+    saved = checkpoints.newest(task.store, task.run_ref)
+    if saved:
         state.restore(saved)
         say(f"train {task.model}: resumed at step {saved.step:,}/{spec.steps:,}")
     meter = Meter(task, place, say, state.metrics)
+    if saved:
+        meter.restore(saved.part("meter"))
+    agreement = Agreement(place, interruption, state.step)
+    previews = Previews(task, place, state)
+    alarms = Alarms(task, state.model.alarms(), meter.lines, say)
 
     # --- Steps.
-    with closing(stream.batches(order, reader, place.rank, place.world, state.step, state.augment)) as batches:
+    with (
+        Saver(task, place) as saver,
+        _explained(task, saver),
+        Watchdog(task, place, say, lambda: meter.doing) as watchdog,
+        closing(stream.batches(order, reader, place.rank, place.world, state.step, state.augment)) as batches,
+    ):
+        if place.rank == 0:
+            meter.timing = saver.earlier_timing(state.step)
         while state.step < spec.steps:
-            take_step(state, next(batches), spec, place, meter)
+            take_step(state, meter.next_batch(batches), spec, place, meter)
             state.step += 1
             state.update_ema(spec.batch_size, spec.ema_half_life_images)
             if meter.due(state.step):
                 meter.read(state.step)
-            if state.step % spec.checkpoint_every_steps == 0 or state.step == spec.steps:
-                meter.read(state.step)  # a loss that is not finite must not reach a checkpoint
-                checkpoint = state.checkpoint()
-                if place.rank == 0:
-                    checkpoints.save(task.store, task.run_ref, checkpoint)
+                if place.rank == 0 and alarms.check(meter.lines):
+                    saver.note("warnings.jsonl", alarms.warnings)
+                saver.log(meter.lines, meter.timing)
+            if place.rank == 0 and previews.due(state.step):
+                saver.preview(state.step, partial(previews.png, previews.draw()))
+            news = agreement.reach(state.step, saver.idle, say) if agreement.due(state.step) else QUIET
+            if state.step % spec.checkpoint_every_steps == 0 or state.step == spec.steps or news.hurry:
+                saver.checkpoint(_checkpoint(state, meter))
+            if news.signal_number and state.step < spec.steps:
+                saver.log(meter.lines, meter.timing, now=True)
+                _stop(task, place, saver, state.step, news.signal_number)
+            watchdog.step_done(state.step)
+        saver.log(meter.lines, meter.timing, now=True)
+        saver.settle()
 
     # --- The run's files, then its record.
     if place.rank == 0:
-        finish(task, state)
+        finish(task, state, alarms.warnings)
 
 
-def finish(task: Task, state: State) -> Run:
-    """Write the exported network and the log, then commit the run's record."""
+def _checkpoint(state: State, meter: Meter) -> Checkpoint:
+    """All that a run needs to go on. Collective. Raises TrainingError: a loss that is not finite never gets there."""
+    window = meter.window(state.step)
+    whole = state.checkpoint()
+    return replace(whole, tensors=whole.tensors | window)
+
+
+def _stop(task: Task, place: Place, saver: Saver, step: int, number: int) -> NoReturn:
+    """End the run once its checkpoint is committed: no worker leaves before, or Ray would end the one that writes."""
+    saver.settle()
+    if place.world > 1:
+        dist.barrier()
+    raise stopped(number, f"train {task.model}: stopped at step {step:,}/{task.spec.steps:,}, which is committed")
+
+
+@contextmanager
+def _explained(task: Task, saver: Saver) -> Iterator[None]:
+    """Add to a TrainingError which run it was, from where it can go on and what to change."""
+    try:
+        yield
+    except TrainingError as error:
+        raise TrainingError(
+            f"train {task.model}: {error}; {saver.last_good()}; {diverged_advice(task.model)}"
+        ) from None
+
+
+def finish(task: Task, state: State, warnings: Sequence[Mapping[str, str | float]]) -> Run:
+    """Write the exported network and the logs, then commit the run's record."""
     spec = task.spec
     files = export.export(spec.family, spec.options, task.dataset, state.ema)
-    files["metrics.jsonl"] = checkpoints.metrics_bytes(state.metrics)
+    files["metrics.jsonl"] = checkpoints.json_lines(state.metrics)
+    if warnings:
+        files["warnings.jsonl"] = checkpoints.json_lines(warnings)
     for name, data in files.items():
         task.store.put(f"{task.run_ref}/{name}", data)
     last = {key: value for key, value in state.metrics[-1].items() if key != "step"}

@@ -1,9 +1,14 @@
 """Ray Train and DeepSpeed on a real Ray cluster of this process: the run of several workers, and its recovery."""
 
+import os
+import re
+import secrets
 import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import psutil
@@ -29,7 +34,9 @@ ON_RAY = (
 pytestmark = pytest.mark.stack
 
 
-def train(store_uri: str, overrides: list[str]) -> subprocess.Popen[str]:
+def train(
+    store_uri: str, overrides: list[str], model: str = "gan", environment: dict[str, str] | None = None
+) -> subprocess.Popen[str]:
     """Train in a process of its own, so that its Ray cluster ends with it."""
     code = (
         "import sys\n"
@@ -39,15 +46,16 @@ def train(store_uri: str, overrides: list[str]) -> subprocess.Popen[str]:
         "from pipeline.errors import AtelierError\n"
         "from tests.trainers.conftest import small_recipe\n"
         "from trainers import launch\n"
-        "store, recipe = open_store(sys.argv[1]), small_recipe(*sys.argv[2:])\n"
+        "store, recipe = open_store(sys.argv[1]), small_recipe(*sys.argv[3:])\n"
         "dataset = find_dataset(store, recipe)\n"
         "say = lambda line: print(line, flush=True)\n"
-        "try: run = launch.train(store, recipe, 'gan', dataset, Settings.from_environment(), say)\n"
+        "try: run = launch.train(store, recipe, sys.argv[2], dataset, Settings.from_environment(), say)\n"
         "except AtelierError as error: sys.exit(f'{type(error).__name__}: {error}')\n"
         "print(run.ref)\n"
     )
+    command = [sys.executable, "-c", code, store_uri, model, *overrides]
     return subprocess.Popen(
-        [sys.executable, "-c", code, store_uri, *overrides], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env={**os.environ, **(environment or {})}
     )
 
 
@@ -58,7 +66,8 @@ def finished(process: subprocess.Popen[str]) -> str:
 
 
 def weights_of(store: Store, out: str) -> bytes:
-    return store.get(f"{out.splitlines()[-1]}/model.safetensors")
+    run = next(line for line in out.splitlines() if re.fullmatch(r"runs/\w+", line))  # Ray may say more after it
+    return store.get(f"{run}/model.safetensors")
 
 
 def test_two_deepspeed_workers_train_what_one_torch_worker_trains(s3_uri: str) -> None:
@@ -74,27 +83,94 @@ def test_two_deepspeed_workers_train_what_one_torch_worker_trains(s3_uri: str) -
         torch.testing.assert_close(found[name], tensor, rtol=1e-4, atol=1e-5, msg=name)
 
 
-def test_a_killed_worker_ends_with_the_weights_of_an_undisturbed_run(tmp_path: Path) -> None:
+def test_disturbed_runs_end_with_the_weights_of_an_undisturbed_one(tmp_path: Path) -> None:
     longer = [*ON_RAY, "models.gan.steps=600", "models.gan.checkpoint_every_steps=100"]
     results = {}
-    for name in ("straight", "killed"):
+    for name in ("straight", "killed", "stopped"):
         uri = f"file://{tmp_path}/{name}"
         ingest(open_store(uri), small_recipe())
         process = train(uri, longer)
         if name == "killed":
             kill_a_worker(process, open_store(uri))
+        if name == "stopped":
+            stop_the_starter(process, open_store(uri))
+            process = train(uri, longer)
         results[name] = finished(process)
-    assert "resumed at step" in results["killed"] and "resumed at step" not in results["straight"]
     weights = {name: weights_of(open_store(f"file://{tmp_path}/{name}"), out) for name, out in results.items()}
-    assert weights["straight"] == weights["killed"]
+    for name, out in results.items():
+        assert ("resumed at step" in out) == (name != "straight")
+        assert weights[name] == weights["straight"], name
 
 
-def kill_a_worker(process: subprocess.Popen[str], store: Store) -> None:
-    """Kill -9 one training worker of the process's Ray cluster once a checkpoint is committed."""
+def wait_for_checkpoint(process: subprocess.Popen[str], store: Store) -> None:
     deadline = time.monotonic() + 200
     while not any(entry.key.endswith("checkpoint.json") for entry in store.list("runs/")):
         assert time.monotonic() < deadline and process.poll() is None
         time.sleep(0.05)
+
+
+def stop_the_starter(process: subprocess.Popen[str], store: Store) -> None:
+    """SIGTERM reaches the process that started the run; its workers commit the step that they agree on."""
+    wait_for_checkpoint(process, store)
+    process.send_signal(signal.SIGTERM)
+    _, err = process.communicate(timeout=100)
+    found = re.search(r"^Stopped: train gan: stopped at step (\d+)/600, which is committed, on SIGTERM", err, re.M)
+    assert found, err
+    assert any(f"/{int(found[1]):09d}/checkpoint.json" in entry.key for entry in store.list("runs/"))
+
+
+@contextmanager
+def two_nodes() -> Iterator[tuple[subprocess.Popen[str], dict[str, str]]]:
+    """A cluster of two nodes, and the environment that leads to it."""
+    token = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
+    environment = {**token, "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"}  # on loopback only
+    cluster = subprocess.Popen(
+        [sys.executable, "-m", "tests.trainers.nodes"],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+        env={**os.environ, **environment},
+    )
+    assert cluster.stdin and cluster.stdout
+    try:
+        yield cluster, {**environment, "RAY_ADDRESS": cluster.stdout.readline().strip()}
+    finally:
+        cluster.stdin.close()
+        cluster.wait(60)
+
+
+@pytest.mark.parametrize("loss", ["kill", "drain 8"])
+def test_a_run_that_loses_a_node_goes_on_with_fewer_workers(tmp_path: Path, loss: str) -> None:
+    elastic = [
+        *("cluster.launcher=ray", "cluster.workers=2", "cluster.min_workers=1"),
+        *("models.vae.steps=600", "models.vae.batch_size=384", "models.vae.checkpoint_every_steps=50"),
+    ]
+    store = open_store(f"file://{tmp_path}/elastic")
+    ingest(store, small_recipe())
+    with two_nodes() as (cluster, environment):
+        process = train(store.uri, elastic, "vae", environment)
+        wait_for_checkpoint(process, store)
+        assert cluster.stdin
+        cluster.stdin.write(f"{loss}\n")
+        cluster.stdin.flush()
+        if loss != "kill":
+            time.sleep(8)
+            cluster.stdin.write("kill\n")  # as the cloud does
+            cluster.stdin.flush()
+        out = finished(process)
+    assert "resumed at step" in out and ("about to go" in out) == (loss != "kill"), out
+    alone = open_store(f"file://{tmp_path}/alone")
+    recipe = small_recipe(*elastic[3:])
+    run = launch.train(alone, recipe, "vae", ingest(alone, recipe), Settings.from_environment(), print)
+    found = load_safetensors(weights_of(store, out))
+    wanted = load_safetensors(alone.get(f"{run.ref}/model.safetensors"))
+    away = sum((found[name] - wanted[name]).double().square().sum() for name in wanted) ** 0.5
+    assert away < 1e-6 * sum(tensor.double().square().sum() for tensor in wanted.values()) ** 0.5
+
+
+def kill_a_worker(process: subprocess.Popen[str], store: Store) -> None:
+    """Kill -9 one training worker of the process's Ray cluster once a checkpoint is committed."""
+    wait_for_checkpoint(process, store)
     workers = [
         child for child in psutil.Process(process.pid).children(recursive=True) if "RayTrainWorker" in child.name()
     ]

@@ -10,6 +10,7 @@ from safetensors.torch import load as load_safetensors
 from torch import Tensor, nn
 from torch.multiprocessing.spawn import spawn
 
+from pipeline import plan
 from pipeline.artifacts import Run, load
 from pipeline.errors import TrainingError
 from pipeline.store import Store, open_store
@@ -61,6 +62,29 @@ def test_resume_matches_straight_run(digits: Digits, model: str, killed_after: i
     assert ("resumed at step" in said[1]) == (killed_after >= 4)
     for name in ("model.safetensors", "config.json", "metrics.jsonl"):
         assert digits.store.get(f"{resumed.run_ref}/{name}") == digits.store.get(f"{straight.run_ref}/{name}"), name
+
+
+@pytest.mark.parametrize("killed_after", [6, 10])
+def test_a_checkpoint_between_two_log_lines_changes_neither(digits: Digits, killed_after: int) -> None:
+    uneven = ["models.vae.checkpoint_every_steps=5", "models.vae.log_every_steps=4"]
+    seldom = ["models.vae.checkpoint_every_steps=12", "models.vae.log_every_steps=4"]
+    straight = task_of(digits, "vae", "without-checkpoints", *seldom)
+    loop.train(straight, HERE, TorchEngine, print)
+    resumed = task_of(digits, "vae", f"between-{killed_after}", *uneven)
+    with pytest.raises(KilledError):
+        loop.train(resumed, HERE, lambda m, s: DyingEngine(m, s, killed_after), print)
+    loop.train(resumed, HERE, TorchEngine, print)
+    for name in ("model.safetensors", "metrics.jsonl"):
+        assert digits.store.get(f"{resumed.run_ref}/{name}") == digits.store.get(f"{straight.run_ref}/{name}"), name
+
+
+def test_what_leaves_the_result_as_it_is_enters_no_id() -> None:
+    def id_of(*overrides: str) -> str:
+        return plan.run_id(small_recipe(*overrides), "vae", "datasets/d/1")
+
+    for override in ("keep_last=5", "keep_best=vae/loss", "preview_every_steps=3"):
+        assert id_of(f"models.vae.{override}") == id_of(), override
+    assert id_of("models.vae.steps=13") != id_of()
 
 
 def test_the_run_record_states_its_files_and_comes_last(digits: Digits) -> None:

@@ -24,6 +24,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from torch import Tensor, nn
 
 from pipeline.errors import RecipeError
+from trainers.alarms import Alarm
 from trainers.augment import Augment
 
 Networks = Mapping[str, nn.Module]
@@ -136,6 +137,10 @@ class Model(ABC):
     ) -> dict[str, Tensor]:
         """Per-image figures on held-out images that only this family has, (B,) each: a VAE's ELBO, say."""
         return {}
+
+    def alarms(self) -> Sequence[Alarm]:
+        """The ways in which training this family goes wrong that its metrics tell (`trainers.alarms`)."""
+        return ()
 
 
 class FamilyConfig(BaseModel):

@@ -9,6 +9,7 @@ The networks see images in [-1, 1].
 Shape legend: B images, P packs of M images, C channels, H height, W width, Z latent size.
 """
 
+from collections.abc import Sequence
 from typing import Annotated, Literal, Self
 
 import torch
@@ -17,6 +18,7 @@ from torch import Tensor, nn
 
 from trainers import adaptive, adversarial
 from trainers.adversarial import LossName
+from trainers.alarms import Alarm, discriminator_won
 from trainers.families import Adam, Batch, DataShape, Model, Networks, Noise, Phase
 from trainers.networks import players
 from trainers.networks.players import Discriminator, PlayersConfig
@@ -160,6 +162,10 @@ class GanModel(Model):
     def decode(self, network: nn.Module, z_BZ: Tensor, labels_B: Tensor) -> Tensor:
         """The generator's images, moved to [0, 1]."""
         return players.to_unit(players.bounded(network(z_BZ, labels_B), self.config))
+
+    def alarms(self) -> Sequence[Alarm]:
+        advice = "raise r1_gamma and r2_gamma, lower lr, or with few images set ada_target: 0.6"
+        return [discriminator_won("discriminator", "generator", advice)]
 
 
 def build(config: Config, shape: DataShape) -> Model:

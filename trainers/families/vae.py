@@ -18,6 +18,7 @@ output, Z latent size, G latent groups, F features.
 
 import itertools
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Annotated, Literal, Self
 
@@ -25,6 +26,7 @@ import torch
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 
+from trainers.alarms import Alarm, posterior_collapsed
 from trainers.bounds import importance_bound, log_likelihood, rate_beyond_free_bits
 from trainers.families import Adam, Batch, DataShape, FamilyConfig, Model, Networks, Noise, Phase
 from trainers.likelihoods import Bernoulli, Gaussian, Likelihood, LogisticMixture
@@ -313,6 +315,10 @@ class VaeModel(Model):
             log_likelihood_B = log_likelihood(network, observed_BCHW, labels_B, noise, samples)
             figures["negative_log_likelihood"] = -log_likelihood_B.to(distortion_B.dtype)
         return figures
+
+    def alarms(self) -> Sequence[Alarm]:
+        advice = "lower beta, raise kl_warmup_steps, or set free_bits"
+        return [posterior_collapsed("vae", self.config.kl_warmup_steps, advice)]
 
 
 def build(config: Config, shape: DataShape) -> Model:

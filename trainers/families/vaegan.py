@@ -9,6 +9,7 @@ reconstructions reach the adversarial loss by latents that are cut off from it.
 The networks see images in [-1, 1]. Shape legend: B images, C channels, H height, W width, Z latent size, F features.
 """
 
+from collections.abc import Sequence
 from typing import Annotated
 
 import torch
@@ -17,6 +18,7 @@ from torch import Tensor, nn
 
 from trainers import adversarial
 from trainers.adversarial import LossName
+from trainers.alarms import Alarm, posterior_collapsed
 from trainers.families import Adam, Batch, DataShape, Model, Networks, Noise, Phase
 from trainers.networks import players
 from trainers.networks.latent import kl_to_standard_normal
@@ -165,6 +167,11 @@ class VaeGanModel(Model):
         """The rate in nats, (B,). There is no likelihood of pixels to report."""
         assert isinstance(network, Autoencoder)
         return {"rate": kl_to_standard_normal(*network.encode(2 * images_BCHW - 1, labels_B))}
+
+    def alarms(self) -> Sequence[Alarm]:
+        # None for the discriminator: the reconstruction's gradient hides what the game's has lost.
+        advice = "lower beta, or raise kl_warmup_steps, feature_weight or pixel_weight"
+        return [posterior_collapsed("autoencoder", self.config.kl_warmup_steps, advice)]
 
 
 def build(config: Config, shape: DataShape) -> Model:
