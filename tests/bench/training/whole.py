@@ -24,7 +24,6 @@ from tests.made import Part, made_dataset
 from trainers import loop
 from trainers.engine import DeepSpeedEngine, Engine, TorchEngine
 from trainers.families import Adam
-from trainers.state import MakeEngine
 from trainers.task import Place, Task
 
 SHARD_IMAGES = 2000
@@ -86,9 +85,11 @@ class Watched:
         return engine
 
 
-def engine_of(kind: str, module: nn.Module, settings: Adam) -> Engine:
+def engine_of(kind: str, module: nn.Module, settings: Adam, zero: int = 0) -> Engine:
     """An engine by the recipe's name for it; deepspeed needs a process group."""
-    return TorchEngine(module, settings) if kind == "torch" else DeepSpeedEngine(module, settings, 0)
+    if kind == "torch":
+        return TorchEngine(module, settings)
+    return DeepSpeedEngine(module, settings, zero)  # type: ignore[arg-type]  # the recipe's check of it is not here
 
 
 def new_run() -> str:
@@ -99,9 +100,8 @@ def new_run() -> str:
 def train(case: Case, data: Data, engine: str, plan: Plan, run: str, rank: int = 0, world: int = 1) -> Clock:
     """Train a new run to its end; gives the marks of its steps."""
     watched = Watched(engine)
-    make_engine: MakeEngine = watched.make_engine
     task = task_of(case, data, plan, run)
-    loop.train(task, Place(rank, world, torch.device("cpu")), make_engine, _unheard)
+    loop.train(task, Place(rank, world, torch.device("cpu")), watched.make_engine, _unheard)
     task.cache.close()
     return watched.clock
 

@@ -15,7 +15,8 @@ from pipeline.recipe import ClusterSpec
 from tests.bench.measure import MIB, memory_now, peak_memory
 from tests.bench.rows import Against, Limit, Row, row
 from tests.bench.training.processes import Figures, measured_by
-from trainers.engine import DeepSpeedEngine
+from tests.bench.training.whole import engine_of
+from trainers.engine import Engine
 from trainers.families import Adam
 from trainers.summary import network_cost
 
@@ -53,15 +54,15 @@ def _network(width: int) -> nn.Module:
 
 
 def _work(rank: int, world: int, stage: int, width: int) -> Figures:
-    _take_steps(DeepSpeedEngine(_network(8), SETTINGS, stage), 8)  # type: ignore[arg-type]  # imports, pools, threads
+    _take_steps(engine_of("deepspeed", _network(8), SETTINGS, stage), 8)  # imports, pools, threads
     gc.collect()
     before = memory_now().own
     with peak_memory() as peak:
-        engine = DeepSpeedEngine(_network(width), SETTINGS, stage)  # type: ignore[arg-type]
+        engine = engine_of("deepspeed", _network(width), SETTINGS, stage)
         _take_steps(engine, width)
     return {"held": memory_now().own - before, "peak": peak.own - before}
 
 
-def _take_steps(engine: DeepSpeedEngine, width: int) -> None:
+def _take_steps(engine: Engine, width: int) -> None:
     for _ in range(STEPS):
         engine.step(engine.module(torch.rand(BATCH, width)).square().mean(), SETTINGS.lr)
