@@ -11,7 +11,7 @@ import torch
 
 from tests.bench.rows import Row
 from tests.bench.train import OUT, main
-from tests.bench.training import bare, zero
+from tests.bench.training import bare, gpu, whole, zero
 from tests.bench.training.cases import PLAIN, SHAPE, Case, random_images
 from tests.bench.training.clock import Clock
 from trainers.summary import CountFlops, summarise
@@ -84,11 +84,27 @@ def test_a_bare_vae_learns() -> None:
     assert losses[-1] < 0.2 * losses[0]
 
 
+def test_rows_of_a_gpu_state_images_a_second_and_their_share_of_the_peak(tmp_path: Path) -> None:
+    data = whole.make_data(random_images(32, 0, side=16, channels=3), tmp_path)
+    device = torch.device("cpu")  # as any device: what is measured there is the GPU's business
+    peak = gpu.product_peak(device, size=64)
+    for case in gpu.cases(batch_size=4, preset="tiny"):
+        (found,) = gpu.rows(case, data, device, peak)
+        assert found.value > 0
+        assert found.limit_value and found.limit_share == pytest.approx(found.value / found.limit_value)
+        assert "at 16 pixels" in found.figure
+
+
 def test_a_clock_leaves_the_warm_up_out_and_sees_what_stalls() -> None:
     clock = Clock([0.0, 10.0, 11.0, 12.0, 13.0, 19.0, 20.0])
     assert clock.seconds_per_step(warmup=1) == 2.0
     assert clock.durations() == [10.0, 1.0, 1.0, 1.0, 6.0, 1.0]
     assert clock.beyond_median(first=4, last=6) == 5.0
+
+
+def test_a_checkpoint_weighs_by_how_often_it_comes() -> None:
+    clock = Clock([0.0, 9.0, 10.0, 11.0, 12.0, 19.0, 20.0])  # the usual step takes 1 s, the checkpoint after five 6 s
+    assert clock.seconds_per_step_with_checkpoints(warmup=1, checkpoint=5, each_seconds=60) == pytest.approx(1.1)
 
 
 def test_the_rows_are_written_where_git_does_not_look() -> None:

@@ -11,7 +11,7 @@ import os
 import tempfile
 from collections.abc import Callable
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated
 
@@ -21,8 +21,8 @@ from rich.console import Console
 
 from tests.bench.asked import ROOT
 from tests.bench.rows import Row, print_table, write_json
-from tests.bench.training import compare, scaling, stall, whole, zero
-from tests.bench.training.cases import Case, random_images
+from tests.bench.training import compare, gpu, scaling, stall, whole, zero
+from tests.bench.training.cases import SIDE, Case, random_images
 from tests.bench.training.compare import Comparison, Effort
 from tests.bench.training.peaks import flops_per_second
 from tests.bench.training.peers_asked import Peers
@@ -40,17 +40,21 @@ class Sizes:
     effort: Effort
     compared: tuple[Comparison, ...]
     scaled: tuple[Case, ...]
+    scaling_rounds: int
     stalled: Case
+    stall_rounds: int
     steps_around_checkpoint: int
     width: int  # of the dense layers whose memory is measured
 
 
 FULL = Sizes(
     images=60_000,
-    effort=Effort(seconds=4.0, rounds=4, least_steps=6),
+    effort=Effort(seconds=3.0, rounds=4, least_steps=8),
     compared=tuple(compare.comparisons()),
     scaled=(Case("VAE tiny", "vae", 128), Case("VAE base", "vae", 32, {"preset": "base"})),
+    scaling_rounds=2,
     stalled=Case("VAE large", "vae", 2, {"preset": "large"}),
+    stall_rounds=2,
     steps_around_checkpoint=25,
     width=1024,
 )
@@ -59,7 +63,9 @@ SMALL = Sizes(
     effort=Effort(seconds=0.02, rounds=1, least_steps=4),
     compared=tuple(compare.comparisons(base=False)),
     scaled=(Case("VAE tiny", "vae", 16),),
+    scaling_rounds=1,
     stalled=Case("VAE tiny", "vae", 2),
+    stall_rounds=1,
     steps_around_checkpoint=4,
     width=64,
 )
@@ -100,11 +106,24 @@ def measured(sizes: Sizes, folder: Path, python: Path | None, say: Say) -> list[
         say("a trivial network")
         rows += compare.overhead_rows(images_NCHW, data, sizes.effort)
     say("two workers")
-    rows += scaling.rows(sizes.scaled, data, folder / "scaling", sizes.effort)
+    rows += scaling.rows(sizes.scaled, data, folder / "scaling", replace(sizes.effort, rounds=sizes.scaling_rounds))
     say("checkpoints")
-    rows += stall.rows(sizes.stalled, data, sizes.steps_around_checkpoint, sizes.effort.rounds)
+    rows += stall.rows(sizes.stalled, data, sizes.steps_around_checkpoint, sizes.stall_rounds)
     say("ZeRO")
-    return [*rows, *zero.rows(sizes.width, folder / "zero")]
+    rows += zero.rows(sizes.width, folder / "zero")
+    return rows + (_gpu_rows(folder, say) if torch.cuda.is_available() else [])
+
+
+def _gpu_rows(folder: Path, say: Say) -> list[Row]:
+    device = torch.device("cuda")
+    peak, rows = gpu.product_peak(device), []
+    for side, batch_size in gpu.BATCH_SIZES.items():
+        channels = 1 if side == SIDE else 3
+        data = whole.make_data(random_images(8 * batch_size, 0, side, channels), folder / f"gpu-{side}")
+        for case in gpu.cases(batch_size):
+            say(f"{case.name} at {side} pixels on {torch.cuda.get_device_name()}")
+            rows += gpu.rows(case, data, device, peak)
+    return rows
 
 
 def _peers(python: Path | None, images_NCHW: torch.Tensor, folder: Path, say: Say) -> Peers | nullcontext[None]:

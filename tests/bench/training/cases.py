@@ -40,6 +40,8 @@ class Case:
         )
 
 
-def random_images(count: int, seed: int = 0) -> Tensor:
-    """uint8 (count, 1, SIDE, SIDE): what they show makes no arithmetic slower or faster."""
-    return torch.randint(256, (count, 1, SIDE, SIDE), dtype=torch.uint8, generator=torch.Generator().manual_seed(seed))
+def random_images(count: int, seed: int = 0, side: int = SIDE, channels: int = 1) -> Tensor:
+    """uint8 (count, channels, side, side): what they show makes no arithmetic slower or faster."""
+    return torch.randint(
+        256, (count, channels, side, side), dtype=torch.uint8, generator=torch.Generator().manual_seed(seed)
+    )

@@ -23,6 +23,16 @@ class Clock:
         measured = self.marks[warmup:]
         return (measured[-1] - measured[0]) / (len(measured) - 1)
 
+    def seconds_per_step_with_checkpoints(self, warmup: int, checkpoint: int, each_seconds: float) -> float:
+        """The same, had the checkpoint after step `checkpoint`, which this run has, come every `each_seconds`.
+
+        The steps before it tell the usual step, those after it what it costs: a round is far shorter than the time
+        between two checkpoints, and its own would weigh too much.
+        """
+        usual = Clock(self.marks[:checkpoint]).seconds_per_step(warmup)
+        stall = max(0.0, self.beyond_median(checkpoint - 1, len(self.marks) - 1))
+        return usual * (1 + stall / each_seconds)
+
     def durations(self) -> list[float]:
         """Of each step but the first."""
         return [after - before for before, after in zip(self.marks, self.marks[1:], strict=False)]

@@ -19,6 +19,7 @@ from tests.bench.training.clock import Clock
 from tests.bench.training.compare import Effort
 from tests.bench.training.processes import Figures, measured_by
 from tests.bench.training.whole import Data, Plan
+from trainers.task import Place
 
 REDUCED_TIMES = 20
 BARE_IMAGES = 4096
@@ -59,7 +60,7 @@ def _work(rank: int, world: int, case: Case, data: Data, effort: Effort, run: st
     compute = _seconds(part, images_NCHW, steps)
     gloo = _reduce_seconds(sum(p.numel() for network in case.build().networks.values() for p in network.parameters()))
     dist.barrier()
-    seconds = whole.train(case, data, "torch", Plan(steps), run, rank, world).seconds_per_step(warmup)
+    seconds = whole.train(case, data, "torch", Plan(steps), run, Place(rank, world, whole.CPU)).seconds_per_step(warmup)
     return {"compute": compute, "gloo": gloo, "whole": seconds}
 
 

@@ -9,10 +9,9 @@ from torch import Tensor
 from tests.bench.rows import Limit, Row, row
 from tests.bench.training import whole
 from tests.bench.training.cases import Case
+from tests.bench.training.compare import CHECKPOINT_EACH_SECONDS
 from tests.bench.training.peaks import copied_bytes_per_second
 from tests.bench.training.whole import Data, Plan
-
-BETWEEN_SECONDS = 60
 
 
 def rows(case: Case, data: Data, steps: int, rounds: int) -> list[Row]:
@@ -24,14 +23,14 @@ def rows(case: Case, data: Data, steps: int, rounds: int) -> list[Row]:
     stall = max(min(stalls), 1e-6)  # a run whose later steps were quicker had none that can be seen
     size = checkpoint_bytes(case)
     copying = size / copied_bytes_per_second()
-    limit = Limit(f"a copy of its {size / 2**20:,.0f} MiB in memory, {copying:.2g} s", copying / BETWEEN_SECONDS)
+    name = f"a copy of its {size / 2**20:,.0f} MiB in memory, {copying:.2g} s"
     return [
         row(
             f"checkpoint of {case.name} once a minute: the loop's stall",
-            stall / BETWEEN_SECONDS,
+            stall / CHECKPOINT_EACH_SECONDS,
             "share of time",
             bar="<= 0.02",
-            limit=limit,
+            limit=Limit(name, copying / CHECKPOINT_EACH_SECONDS),
         )
     ]
 

@@ -18,7 +18,7 @@ from pipeline.errors import AtelierError
 from pipeline.nodecache import NodeCache
 from pipeline.recipe import load_recipe
 from pipeline.store import Store, open_store
-from tests.bench.training.cases import SIDE, Case
+from tests.bench.training.cases import Case
 from tests.bench.training.clock import Clock
 from tests.made import Part, made_dataset
 from trainers import loop
@@ -28,6 +28,8 @@ from trainers.task import Place, Task
 
 SHARD_IMAGES = 2000
 CACHE_BYTES = 10 << 30
+CPU = torch.device("cpu")
+ALONE = Place(0, 1, CPU)
 NEVER = 10**9
 
 
@@ -97,11 +99,11 @@ def new_run() -> str:
     return uuid.uuid4().hex
 
 
-def train(case: Case, data: Data, engine: str, plan: Plan, run: str, rank: int = 0, world: int = 1) -> Clock:
+def train(case: Case, data: Data, engine: str, plan: Plan, run: str, place: Place = ALONE) -> Clock:
     """Train a new run to its end; gives the marks of its steps."""
     watched = Watched(engine)
     task = task_of(case, data, plan, run)
-    loop.train(task, Place(rank, world, torch.device("cpu")), watched.make_engine, _unheard)
+    loop.train(task, place, watched.make_engine, _unheard)
     task.cache.close()
     return watched.clock
 
@@ -121,7 +123,7 @@ def task_of(case: Case, data: Data, plan: Plan, run: str) -> Task:
             {
                 "name": "bench",
                 "source": {"kind": "digits"},
-                "dataset": {"channels": 1, "height": SIDE, "width": SIDE},
+                "dataset": {name: getattr(data.dataset, name) for name in ("channels", "height", "width")},
                 "models": {"model": model},
                 "cluster": {"launcher": "local", "engine": "torch", "workers": 1},
             }
