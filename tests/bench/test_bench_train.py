@@ -34,9 +34,11 @@ def test_every_row_states_its_figure_and_its_limit(tmp_path: Path) -> None:
     main(peers=None, quick=True, out=out)
     rows = json.loads(out.read_text())
     assert all(set(one) == FIELDS for one in rows)
-    assert all(one["value"] > 0 and math.isfinite(one["value"]) and one["unit"] for one in rows)
+    assert all(math.isfinite(one["value"]) and one["unit"] for one in rows)
     assert all((one["bar"] is None) == (one["holds"] is None) for one in rows)
-    assert all(one["limit"] and one["limit_value"] > 0 and one["limit_share"] > 0 for one in rows)
+    assert all(one["limit"] and one["limit_value"] > 0 for one in rows)
+    differences = [one for one in rows if "overhead" in one["figure"]]  # of two figures as noisy as a moment's are
+    assert all(one["value"] > 0 and one["limit_share"] > 0 for one in rows if one not in differences)
     figures = [one["figure"] for one in rows]
     for family in ("VAE tiny", "GAN tiny (R3GAN's loss)", "GAN tiny (DCGAN's loss)"):
         assert all(f"train {family}, {engine}" in figures for engine in ENGINES)
