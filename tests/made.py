@@ -61,7 +61,13 @@ def shard_bytes(part: Part, layout: Layout, block_images: int = 16) -> bytes:
     return write_blocks(blocks)
 
 
-def made_dataset(store: Store, parts: Sequence[Part], layout: Layout = "block", name: str = "made") -> Dataset:
+def made_dataset(
+    store: Store,
+    parts: Sequence[Part],
+    layout: Layout = "block",
+    name: str = "made",
+    labelled: tuple[str, ...] = CLASSES,
+) -> Dataset:
     """Write the parts as shards; gives their record, which is not written."""
     shards = []
     for part in parts:
@@ -79,7 +85,7 @@ def made_dataset(store: Store, parts: Sequence[Part], layout: Layout = "block", 
             )
         )
         store.put(f"datasets/{name}/shards/{shards[-1].name}", data)
-    classes = () if parts[0].labels_N is None else CLASSES
+    classes = () if parts[0].labels_N is None else labelled
     return record_of(shards, parts[0].images_NHWC.shape[1:], layout, name, classes)
 
 

@@ -9,14 +9,19 @@ import torch
 
 from tests.bench import mixture_table, tables
 from tests.bench.mixture_table import BATCH_POINTS, Points, SeedsNoise, Stacked
-from tests.bench.tables import Bar
+from tests.bench.table import Bar, Means, with_part
 from trainers import families, mixtures
 from trainers.families import Noise
 
-SMALL = tables.quick(tables.TABLES["grid25"])
+SMALL = mixture_table.MIXTURES["grid25"].quick()
 SMALL = replace(
     SMALL, settings=replace(SMALL.settings, steps=6, gan={**SMALL.settings.gan, "hidden": (8, 8), "lr_warmup_steps": 0})
 )
+
+
+def means(folder: Path) -> Means:
+    """On this CPU, without MNIST."""
+    return Means(folder, torch.device("cpu"), None, lambda line: None)
 
 
 def weights_after(seeds: list[int], steps: int) -> list[torch.Tensor]:
@@ -63,15 +68,15 @@ def test_an_epoch_shows_every_point_once() -> None:
 
 
 def test_what_is_recorded_is_not_trained_again_and_other_settings_are(tmp_path: Path) -> None:
-    first = tables.figures("grid25", SMALL, [0, 1], tmp_path)
+    first = tables.figures("grid25", SMALL, [0, 1], tmp_path, means(tmp_path))
     path = tmp_path / "grid25-1.json"
     path.write_text(json.dumps({**first[1], "date": "marked"}))
     (tmp_path / "grid25-0.json").unlink()
-    again = tables.figures("grid25", SMALL, [0, 1, 2], tmp_path)
+    again = tables.figures("grid25", SMALL, [0, 1, 2], tmp_path, means(tmp_path))
     assert [record["date"] == "marked" for record in again] == [False, True, False]
     assert again[0]["trained_together"] == 2
     longer = replace(SMALL, settings=replace(SMALL.settings, steps=7))
-    assert tables.figures("grid25", longer, [1], tmp_path)[0]["date"] != "marked"
+    assert tables.figures("grid25", longer, [1], tmp_path, means(tmp_path))[0]["date"] != "marked"
 
 
 def test_bars_look_at_the_mean_or_at_every_seed() -> None:
@@ -83,9 +88,9 @@ def test_bars_look_at_the_mean_or_at_every_seed() -> None:
 
 
 def test_a_table_takes_its_own_place_in_the_results() -> None:
-    results = tables.with_part(tables.HEADING, "b", "## b: second\n\nold\n")
-    results = tables.with_part(results, "a", "## a: first\n\nwords\n")
-    again = tables.with_part(results, "b", "## b: second\n\nnew\n")
+    results = with_part(tables.HEADING, "b", "## b: second\n\nold\n")
+    results = with_part(results, "a", "## a: first\n\nwords\n")
+    again = with_part(results, "b", "## b: second\n\nnew\n")
     assert again.startswith(tables.HEADING)
     assert again.count("## ") == 2 and "old" not in again and "words" in again and again.endswith("new\n")
 

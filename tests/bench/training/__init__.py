@@ -1,0 +1,1 @@
+"""What `make bench-train` measures, a file for each kind of figure."""
