@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 import torch
+from tensorboard.backend.event_processing import event_accumulator
 
 from pipeline.artifacts import Run, load
 from tests.trainers.conftest import Digits, node_cache, small_recipe
@@ -51,7 +52,6 @@ def test_times_are_in_no_file_of_the_record(digits: Digits) -> None:
 
 
 def test_tensorboard_reads_what_was_logged(digits: Digits) -> None:
-    event_accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
     task = task_of(digits, "events")
     loop.train(task, HERE, TorchEngine, print)
     folder = digits.store.uri.removeprefix("file://") + f"/{task.run_ref}/tensorboard"
