@@ -75,14 +75,14 @@ def test_a_wrong_field_is_named_with_its_line(tmp_path: Path, old: str, new: str
         (
             "family: vae",
             "family: diffusion",
-            r"tiny.yaml:10: models.vae.family: expected one of gan, vae, got 'diffusion'",
+            r"tiny.yaml:10: models.vae.family: expected one of gan, vae, vaegan, got 'diffusion'",
         ),
         ("steps: 10", "steps: 10\n    bta: 2", r"tiny.yaml:12: models.vae.bta: .*the fields of vae are .*beta"),
         ("steps: 10", "steps: 10\n    beta: much", r"tiny.yaml:12: models.vae.beta: .*'much'"),
         (
             "steps: 10",
             "steps: 10\n    likelihood: poisson",
-            r"tiny.yaml:12: models.vae.likelihood: .*'bernoulli' or 'gaussian'",
+            r"tiny.yaml:12: models.vae.likelihood: .*'bernoulli', 'gaussian' or 'logistic_mixture'",
         ),
     ],
 )
