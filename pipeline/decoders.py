@@ -108,8 +108,7 @@ def _is_plain_png(data: bytes, max_pixels: int) -> bool:
     Pillow and OpenCV both pass over a wrong checksum, and the picture is then another one.
     """
     at, end, kind = len(PNG_SIGNATURE), len(data), b""
-    plain = data[24:26] in PLAIN_PNGS
-    plain = plain and int.from_bytes(data[16:20]) * int.from_bytes(data[20:24]) <= max_pixels
+    plain = _is_plain_header(data, max_pixels)
     while kind != b"IEND":
         kind, stop = data[at + 4 : at + 8], at + 8 + int.from_bytes(data[at : at + 4])
         if stop + 4 > end:
@@ -120,6 +119,12 @@ def _is_plain_png(data: bytes, max_pixels: int) -> bool:
         plain = plain and kind in PLAIN_CHUNKS and not turning
         at = stop + 4
     return plain
+
+
+def _is_plain_header(data: bytes, max_pixels: int) -> bool:
+    """Whether a PNG begins as an 8-bit grey or RGB one of at most so many pixels."""
+    width, height, kind = int.from_bytes(data[16:20]), int.from_bytes(data[20:24]), data[24:26]
+    return kind in PLAIN_PNGS and width * height <= max_pixels
 
 
 def _imdecode(data: bytes) -> "Pixels | None":
@@ -293,8 +298,8 @@ def encode_image(pixels: "Pixels", encoding: str, quality: int) -> bytes:
     return buffer.getvalue()
 
 
-def decode_image(data: bytes, extension: str, channels: int) -> "Pixels":
-    """A png, jpg or webp of our shards, (height, width, 1 or 3); a jpg in as many channels. Raises IntegrityError.
+def decode_image(data: bytes, extension: str) -> "Pixels":
+    """A png, jpg or webp of our shards, (height, width, 1 or 3). Raises IntegrityError.
 
     For bytes whose SHA-256 was checked: a PNG's own checksums are not.
     """
@@ -303,10 +308,11 @@ def decode_image(data: bytes, extension: str, channels: int) -> "Pixels":
     found: Pixels | None = None
     try:
         if extension == "png":
-            plain = data.startswith(PNG_SIGNATURE) and data[24:26] in PLAIN_PNGS and data.endswith(PNG_END)
-            found = _imdecode(data) if plain else None
-        if extension == "jpg":
-            found = simplejpeg.decode_jpeg(data, "GRAY" if channels == 1 else "RGB", strict=True)
+            whole = data.startswith(PNG_SIGNATURE) and data.endswith(PNG_END)
+            found = _imdecode(data) if whole and _is_plain_header(data, MAX_PIXELS) else None
+        elif extension == "jpg":
+            _, _, colour, _ = simplejpeg.decode_jpeg_header(data)
+            found = simplejpeg.decode_jpeg(data, "GRAY" if colour == "Gray" else "RGB", strict=True)
         elif data[8:12] == b"WEBP":
             found = _imdecode(data)
     except ValueError as error:

@@ -147,7 +147,7 @@ def _decode_images(data: bytes, images: Sequence[tuple[str, int, int]], images_N
     channels, *sides = images_NCHW.shape[1:]
     shape, put = (*sides, channels), _putter(images_NCHW)
     for number, (extension, start, stop) in enumerate(images):
-        image = decode_image(data[start:stop], extension, channels)
+        image = decode_image(data[start:stop], extension)
         if image.shape != shape:
             raise IntegrityError(f"expected images of {shape}, got {image.shape} at byte {start:,}")
         put(number, image)

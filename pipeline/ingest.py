@@ -129,7 +129,8 @@ def _make(place: _Place, book: Ledger, listing: str) -> Dataset:
         book.take_parent(versions.fetch_index(store, head.index, head.index_sha256, book.folder / "parent.parquet"))
     num_images, num_bytes = book.find_unknown()
     ours, libraries = num_images * SECONDS_AN_IMAGE, num_bytes * SECONDS_A_BYTE
-    threads = (os.cpu_count() or 1) if libraries > ours else 1  # handing Python's lock over costs more than it gains
+    # For small local images one thread: to hand Python's lock over costs more than it gains.
+    threads = (os.cpu_count() or 1) if libraries > ours or recipe.source.remote else 1
     with tasks.pool(recipe.cluster, ours + libraries, threads, place.settings, place.say) as run:
         made = _read(place, book, run, num_images)
         if not recipe.source.checks_marks and (name := book.changed_since(recipe.source.pieces())) is not None:

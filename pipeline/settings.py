@@ -19,6 +19,10 @@ from pathlib import Path
 
 from pipeline.errors import UserError
 
+# Ray takes 127.0.0.1 for this machine's address on its network, and listens there, unless told that there is no cluster
+# of several machines; its variable for that is named after the systems that default to it.
+RAY_ON_LOOPBACK = {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"}
+
 
 @dataclass(frozen=True)
 class Settings:

@@ -33,7 +33,7 @@ from pipeline.errors import StackError, UserError
 from pipeline.jobs import JobsClient, JobsError, last_error
 from pipeline.processes import MARK, Server, end, process_of, spawn
 from pipeline.servers import AirflowServers, Ports, RayHead, write_private
-from pipeline.settings import Settings, child_environment
+from pipeline.settings import RAY_ON_LOOPBACK, Settings, child_environment
 
 Say = Callable[[str], None]
 
@@ -278,9 +278,7 @@ class _Starting:
             **servers_.NO_PROXY,
             "ATELIER_RECIPES": os.pathsep.join(map(str, folders)),
             "PATH": f"{Path(sys.executable).parent}{os.pathsep}{path}",  # where `atelier` is
-            # Ray takes 127.0.0.1 for this machine's address on its network, and listens there, unless told that there
-            # is no cluster of several machines; its variable for that is named after the systems that default to it.
-            "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
+            **RAY_ON_LOOPBACK,
             "RAY_AUTH_MODE": "token",
             "RAY_AUTH_TOKEN_PATH": str(self.stack.token_file),
         }

@@ -17,13 +17,11 @@ from typing import Any, Protocol, TypeVar
 
 from pipeline.errors import AtelierError
 from pipeline.recipe import ClusterSpec
-from pipeline.settings import Settings, update_environment
+from pipeline.settings import RAY_ON_LOOPBACK, Settings, update_environment
 
 RAY_PAYS_SECONDS = 20.0  # of work on one core: starting Ray takes 5 to 10
 UNDER_WAY_PER_CPU = 2
 RETRIES = 3
-# Set to 0, Ray listens on loopback only; else it takes 127.0.0.1 for this machine's address on its network.
-RAY_ON_LOOPBACK = "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"
 
 A = TypeVar("A")
 R = TypeVar("R")
@@ -88,7 +86,7 @@ def connect(settings: Settings, variables: dict[str, str]) -> bool:
     """
     update_environment(variables)
     if settings.ray_address is None:
-        update_environment({RAY_ON_LOOPBACK: "0"})
+        update_environment(RAY_ON_LOOPBACK)
     import ray
 
     if ray.is_initialized():

@@ -77,13 +77,10 @@ def walk_archive(data: bytes) -> Iterator[tuple[bytes, int, int]]:
     position, end = 0, len(data) - len(END_OF_ARCHIVE)
     while position < end:
         size = data[position + 124 : position + 135]
-        start = position + BLOCK
-        try:
-            stop = start + int(size, 8) if size.isdigit() else -1
-        except ValueError:
-            stop = -1
-        if stop < 0:
+        if not size.isdigit() or size.strip(b"01234567"):
             raise _bad_header(position)
+        start = position + BLOCK
+        stop = start + int(size, 8)
         if stop > end:
             raise IntegrityError(f"expected a member to end at byte {stop:,}, got a shard cut short")
         yield data[position : position + MAX_NAME_BYTES].rstrip(b"\0"), start, stop

@@ -107,7 +107,7 @@ def read_rows(store: Store, key: str) -> "pa.Table":
 
 
 def _packed(rows: "pa.Table") -> bytes:
-    """Rows as an Arrow file: they live for one ingest, and Parquet takes four times as long to write and read."""
+    """Rows as an Arrow file: they live for one ingest, and Parquet takes some three times as long."""
     import pyarrow as pa
 
     out = io.BytesIO()

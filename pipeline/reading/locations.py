@@ -60,6 +60,10 @@ class PathSource(SourceBase):
             raise ValueError("expected no sha256 beside a path that is not https://")
         return sha256
 
+    @property
+    def remote(self) -> bool:
+        return self.location().remote
+
     def location(self) -> Location:
         """Where the path leads. Raises SourceError where nothing is there."""
         return open_location(self.path, self.sha256, self.what, self.endings)

@@ -69,6 +69,11 @@ class SourceBase(Strict, ABC):
                 yield piece, item
 
     @property
+    def remote(self) -> bool:
+        """Whether reads wait for a network: several at a time then hide it."""
+        return False
+
+    @property
     def checks_marks(self) -> bool:
         """Whether reading a piece shows every change of its mark: then the source is not listed again at the end."""
         return False

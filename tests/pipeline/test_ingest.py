@@ -152,7 +152,7 @@ def test_both_layouts_hold_the_same_samples(store: Store, tmp_path: Path, layout
     wanted = {}
     for number in range(600):
         file = root / f"class{number % 2}" / f"{number:03d}.png"
-        pixels = decode_image(file.read_bytes(), "png", 1)
+        pixels = decode_image(file.read_bytes(), "png")
         digest = hashlib.sha256(repr(pixels.shape).encode() + pixels.tobytes()).digest()
         key = int.from_bytes(hashlib.sha256(digest + f"class{number % 2}".encode()).digest()[:8])
         wanted[key] = (pixels.tobytes(), number % 2)
@@ -170,7 +170,7 @@ def test_encodings_of_layout_sample(store: Store, tmp_path: Path) -> None:
 def test_statistics_are_those_of_the_pixels(store: Store, tmp_path: Path) -> None:
     root = folder_of(tmp_path / "raw", 50)
     dataset = ingest(store, of(root))
-    images = np.stack([decode_image(file.read_bytes(), "png", 1) for file in sorted(root.rglob("*.png"))])
+    images = np.stack([decode_image(file.read_bytes(), "png") for file in sorted(root.rglob("*.png"))])
     assert dataset.statistics.mean == pytest.approx((images.mean(),))
     assert dataset.statistics.std == pytest.approx((images.std(),))
     assert {name: sum(counts[name] for counts in dataset.statistics.labels.values()) for name in dataset.classes} == {
@@ -355,47 +355,3 @@ def test_a_wrong_input_is_one_clear_line_and_publishes_nothing(
         ingest(store, of(tmp_path / "raw"))
     assert "\n" not in str(caught.value)
     assert contents(store) == {}
-
-
-def test_a_source_that_changes_while_it_is_read_publishes_nothing(
-    store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("pipeline.datasets.parts.PART_IMAGES", 10)
-    root = folder_of(tmp_path / "raw")
-
-    def interfere(_: Progress) -> None:
-        for path in root.rglob("*.png"):
-            path.write_bytes(encode_png(np.zeros((8, 8, 1), np.uint8)))
-
-    with pytest.raises(SourceError, match="expected a source that rests while it is read"):
-        ingest(store, of(root), interfere)
-    assert contents(store) == {}
-
-
-def test_images_that_arrive_while_it_is_read_are_of_the_next_version(store: Store, tmp_path: Path) -> None:
-    root = folder_of(tmp_path / "raw")
-
-    def arrive(_: Progress) -> None:
-        folder_of(root, 1, first=99)
-
-    first = ingest(store, of(root), arrive)
-    assert sum(first.splits.values()) == 40
-    assert find_dataset(store, of(root)) is None
-    second = ingest(store, of(root))
-    assert (second.changes.added, second.changes.decoded_images) == (1, 1)
-
-
-def test_parts_that_a_later_ingest_cleared_away_are_no_failure(
-    store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("pipeline.datasets.parts.PART_IMAGES", 10)
-    root = folder_of(tmp_path / "raw")
-    later: list[Dataset] = []
-
-    def overtake(_: Progress) -> None:
-        if not later:
-            folder_of(root, 1, first=99)  # the parts of the other images are shared
-            later.append(ingest(store, of(root)))
-
-    assert ingest(store, of(root), overtake) == later[0]
-    assert sum(later[0].splits.values()) == 41

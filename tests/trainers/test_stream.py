@@ -4,6 +4,7 @@ import itertools
 import threading
 import tracemalloc
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
@@ -302,6 +303,34 @@ def test_shards_are_fetched_before_they_are_needed(
             next(batches)
         store.go.set()
         next(batches)
+
+
+def test_shards_of_later_chunks_are_fetched_while_the_first_chunk_waits(
+    fresh: tuple[Watched, Dataset, NodeCache], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(readers, "CHUNK_BYTES", 16 * 12)  # a step a chunk
+    monkeypatch.setattr(readers, "FETCH_AHEAD_SHARDS", 4)  # fewer than the first chunk needs
+    store, dataset, _ = fresh
+    _, reader = streamed(fresh)
+    order = Order(reader.shard_sizes, 12, 0, lanes=6, window_shards=1)
+    first = np.unique(next(orders.chunks_of(order, 0, 1, 0, 1)).indices_TB // 48)
+    shards = stream.split_shards(dataset, "train")
+    own, later = [dataset.key_of(shards[number]) for number in first], threading.Event()
+    assert len(own) == 6
+
+    def held(key: str) -> bool:
+        if key not in own:
+            later.set()
+        return key == own[-1]
+
+    store.held = held
+    with closing(stream.batches(order, reader, 0, 1, 0)) as batches, ThreadPoolExecutor(1) as pool:
+        batch = pool.submit(next, batches)
+        try:
+            assert later.wait(20) and not batch.done()
+        finally:
+            store.go.set()
+            batch.result()
 
 
 def test_what_is_gathered_ahead_is_bounded(
