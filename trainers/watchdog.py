@@ -34,15 +34,17 @@ class Watchdog:
         self._seconds: deque[float] = deque(maxlen=REMEMBERED)
         self._step, self._since = 0, time.monotonic()
         self._end = threading.Event()
+        self._watcher = threading.Thread(target=self._watch, name="watchdog", daemon=True)
 
     def __enter__(self) -> Self:
-        threading.Thread(target=self._watch, name="watchdog", daemon=True).start()
+        self._watcher.start()
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._end.set()
+        self._watcher.join()
 
     def step_done(self, step: int) -> None:
         """`step` steps of the run are done; the next begins."""

@@ -130,3 +130,10 @@ def test_a_huge_or_binary_file_is_refused(tmp_path: Path) -> None:
 def test_json_is_read_as_it_is() -> None:
     with pytest.raises(RecipeError, match="recipe: name: expected this field"):
         load_recipe(json.dumps({"source": {"kind": "digits"}}))
+
+
+def test_a_run_cannot_be_content_with_more_workers_than_it_asks_for() -> None:
+    with pytest.raises(RecipeError, match="min_workers of at most workers, got min_workers: 3 and workers: 2"):
+        load_recipe("digits", ["cluster.workers=2", "cluster.min_workers=3"])
+    assert load_recipe("digits", ["cluster.workers=2", "cluster.min_workers=1"]).cluster.elastic
+    assert not load_recipe("digits", ["cluster.workers=2", "cluster.min_workers=2"]).cluster.elastic

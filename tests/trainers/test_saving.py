@@ -8,6 +8,7 @@ import torch
 
 from pipeline.errors import RecipeError, StoreError, TrainingError
 from pipeline.filestore import FileStore
+from pipeline.store import Store
 from tests.trainers.conftest import Digits, node_cache, small_recipe
 from trainers import checkpoints, loop
 from trainers.checkpoints import Checkpoint
@@ -31,7 +32,7 @@ class HeldStore(FileStore):
         return super().put(key, data)
 
 
-def task_in(store: FileStore, digits: Digits, run_id: str, *overrides: str) -> Task:
+def task_in(store: Store, digits: Digits, run_id: str, *overrides: str) -> Task:
     return Task(store, small_recipe(*overrides), "vae", digits.dataset, run_id, node_cache())
 
 
@@ -60,6 +61,14 @@ def _weights(store: FileStore, task: Task, step: int) -> torch.Tensor:
     from safetensors.torch import load
 
     return load(store.get(f"{checkpoints.folder_of(task.run_ref, step)}/state.safetensors"))["vae/weight"]
+
+
+def test_the_copy_is_no_view_and_its_memory_serves_again(digits: Digits) -> None:
+    saver, weights = Saver(task_in(digits.store, digits, "copied"), HERE), torch.zeros(5)
+    first = saver._to_host({"w": weights})["w"]
+    weights.fill_(7.0)
+    assert first.tolist() == [0.0] * 5
+    assert saver._to_host({"w": weights})["w"].data_ptr() == first.data_ptr() and first.tolist() == [7.0] * 5
 
 
 def test_a_checkpoint_under_way_is_committed_when_the_run_fails(tmp_path: Path, digits: Digits) -> None:
