@@ -72,24 +72,27 @@ class Table(ABC):
 
 
 def rows(table: Table, records: Sequence[dict[str, Any]]) -> tuple[list[str], bool]:
-    """Markdown rows, one a figure, and whether all bars are met."""
+    """Markdown rows, one a figure, those without a bar last, and whether all bars are met."""
     lines, met = [], True
     for bar in table.bars:
-        values = [record["figures"][bar.figure] for record in records]
+        values = values_of(bar.figure, records)
         holds = bar.holds(values)
         met = met and holds
-        spread = statistics.stdev(values) if len(values) > 1 else 0.0
-        cells = [
-            bar.figure,
-            f"{statistics.fmean(values):.4g}",
-            f"{spread:.2g}",
-            f"{min(values):.4g}",
-            f"{max(values):.4g}",
-            bar.words(),
-            "yes" if holds else "NO",
-        ]
-        lines.append(f"| {' | '.join(cells)} |")
-    return lines, met
+        lines.append(_row(bar.figure, values, bar.words(), "yes" if holds else "NO"))
+    barred = {bar.figure for bar in table.bars}
+    others = [name for name in records[0]["figures"] if name not in barred and name != "curve"]
+    return lines + [_row(name, values_of(name, records), "", "") for name in others], met
+
+
+def values_of(figure: str, records: Sequence[dict[str, Any]]) -> list[float]:
+    """A figure of every seed."""
+    return [record["figures"][figure] for record in records]
+
+
+def _row(figure: str, values: Sequence[float], bar: str, met: str) -> str:
+    spread = statistics.stdev(values) if len(values) > 1 else 0.0
+    mean, least, most = statistics.fmean(values), min(values), max(values)
+    return f"| {figure} | {mean:.4g} | {spread:.2g} | {least:.4g} | {most:.4g} | {bar} | {met} |"
 
 
 def part(name: str, table: Table, records: Sequence[dict[str, Any]], command: str) -> tuple[str, bool]:

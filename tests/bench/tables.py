@@ -86,8 +86,8 @@ def main(arguments: Sequence[str]) -> int:
     device = torch.device("cuda" if asked.form == "full" and torch.cuda.is_available() else "cpu")
     folder = OUT / "quick" if asked.quick else OUT
     means = Means(folder / "work", device, asked.mnist, lambda line: print(line, file=sys.stderr))
-    words = ["FOLDER" if word == str(asked.mnist) else word for word in arguments]  # a place on this machine only
-    command = " ".join(["python -m tests.bench.tables", *words])
+    words = " ".join(["python -m tests.bench.tables", *arguments])
+    command = words.replace(str(asked.mnist), "FOLDER")  # a place on this machine only
     all_met = True
     for name in asked.table or (NAMES if asked.mnist else sorted(MIXTURES)):
         table = tables[name].quick() if asked.quick else tables[name]

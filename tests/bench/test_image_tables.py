@@ -113,6 +113,7 @@ def test_every_table_runs_states_its_bars_and_is_not_run_again(
     assert records[0]["figures"]["curve"]
     text, _ = part(name, table, records, "the command")
     assert all(bar.figure in text and bar.words() in text for bar in table.bars)
+    assert all(f"| {figure} | " in text for figure in records[0]["figures"] if figure != "curve")
     assert text.startswith(f"## {name}: ") and "the command" in text and "On the way" in text
     monkeypatch.setattr(type(table), "run", None)
     assert tables.figures(name, table, [0], tmp_path, means) == records
