@@ -121,12 +121,22 @@ class ClusterSpec(Strict):
     launcher: Literal["ray", "local"] = "ray"  # local: one worker in this process, without ray
     workers: int = Field(1, ge=1, le=4096)
     engine: Literal["deepspeed", "torch"] = "deepspeed"
-    zero: Literal[0, 1, 2] = 0  # DeepSpeed's ZeRO stage
+    zero: Literal[0, 1, 2, 3] = 0  # DeepSpeed's ZeRO stage: 1 splits Adam's moments over workers, 2 gradients, 3 weights
+    offload: Literal["none", "cpu"] = "none"  # cpu: Adam and its moments (zero 1 to 3)
+    accumulate: int = Field(1, ge=1, le=4096)  # parts that a worker's share of a batch is computed in: saves memory
     device: Literal["auto", "cpu", "cuda"] = "auto"
     cpus_per_worker: float = Field(1, gt=0)
     threads_per_worker: int = Field(1, ge=1)  # on CPU
     max_failures: int = Field(3, ge=0)  # worker groups lost before the run gives up
     timeout_minutes: int = Field(24 * 60, ge=1)
+
+    @model_validator(mode="after")
+    def _engine_has_its_settings(self) -> Self:
+        if self.zero and self.engine != "deepspeed":
+            raise ValueError(f"zero: 0 with engine: {self.engine}, got zero: {self.zero}; choose engine: deepspeed")
+        if self.offload == "cpu" and not self.zero:
+            raise ValueError("zero: 1, 2 or 3 with offload: cpu, got zero: 0")
+        return self
 
     @model_validator(mode="after")
     def _local_is_one_worker(self) -> Self:

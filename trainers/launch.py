@@ -24,9 +24,8 @@ from pipeline.recipe import ClusterSpec, Recipe, check_models, load_recipe
 from pipeline.settings import Settings
 from pipeline.store import Store, open_store
 from pipeline.tasks import connect
-from trainers import loop
-from trainers.engine import DeepSpeedEngine, Engine, TorchEngine
-from trainers.families import Adam
+from trainers import loop, zero
+from trainers.engine import TorchEngine
 from trainers.task import Place, Say, Task
 
 COLLECTIVE_TIMEOUT_SECONDS = 300
@@ -239,10 +238,5 @@ def _worker(config: dict[str, Any]) -> None:
     cluster = recipe.cluster
     torch.set_num_threads(cluster.threads_per_worker)
 
-    def make_engine(module: torch.nn.Module, settings: Adam) -> Engine:
-        if cluster.engine == "torch":
-            return TorchEngine(module, settings)
-        return DeepSpeedEngine(module, settings, cluster.zero)
-
     place = Place(context.get_world_rank(), context.get_world_size(), get_device())
-    loop.train(task, place, make_engine, say)
+    loop.train(task, place, zero.maker(cluster), say)

@@ -17,10 +17,10 @@ import pkgutil
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import torch
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from torch import Tensor, nn
 
 from pipeline.errors import RecipeError
@@ -96,6 +96,7 @@ class Adam:
     weight_decay: float = 0.0
     warmup_steps: int = 0
     decay: Literal["none", "cosine"] = "none"
+    clip_norm: float = 0.0  # gradients of a larger joint norm are scaled to it (Pascanu et al. 2013); 0: none
 
     def lr_at(self, step: int, steps: int) -> float:
         """The learning rate of a step: linear warm-up, then constant or a half cosine to zero at the last step."""
@@ -144,6 +145,7 @@ class FamilyConfig(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     augment: Augment | None = None  # of the real images that are trained on
+    clip_norm: Annotated[float, Field(ge=0.0, le=1e9)] = 0.0  # of each network's gradient, in every engine; 0: none
 
 
 def names() -> list[str]:

@@ -80,6 +80,7 @@ class GanModel(Model):
             beta2=config.beta2,
             warmup_steps=config.lr_warmup_steps,
             decay=config.lr_decay,
+            clip_norm=config.clip_norm,
         )
         self.optimizers = {"generator": adam, "discriminator": adam}
         self.phases = [

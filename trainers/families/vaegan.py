@@ -82,7 +82,13 @@ class VaeGanModel(Model):
                 bias=config.loss not in adversarial.ONLY_DIFFERENCES,  # it would drift
             ),
         }
-        adam = Adam(lr=config.lr, beta1=0.0, beta2=config.beta2, warmup_steps=config.lr_warmup_steps)
+        adam = Adam(
+            lr=config.lr,
+            beta1=0.0,
+            beta2=config.beta2,
+            warmup_steps=config.lr_warmup_steps,
+            clip_norm=config.clip_norm,
+        )
         self.optimizers = {"autoencoder": adam, "discriminator": adam}
         self.phases = [
             Phase("discriminator", "discriminator", self._discriminator_phase),

@@ -10,6 +10,7 @@ Shape legend: B images, K samples an image, Z latent size, G latent groups, C ch
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -37,8 +38,7 @@ class Inferred:
     mean_BZ: Tensor  # the posterior's mean
 
 
-@dataclass(frozen=True)
-class Terms:
+class Terms(NamedTuple):
     """What the losses are made of, in nats: K draws of z for each image."""
 
     distortion_BK: Tensor  # -log p(x|z)
