@@ -18,20 +18,23 @@ from torch import Tensor, nn
 from torch.multiprocessing.spawn import spawn
 
 from pipeline.artifacts import Dataset, load
+from pipeline.errors import TrainingError
 from pipeline.recipe import ClusterSpec, ModelSpec
 from pipeline.store import open_store
 from tests.trainers.conftest import Digits, node_cache, small_recipe
 from trainers import zero
 from trainers.checkpoints import Checkpoint
-from trainers.engine import Engine, TorchEngine, clip
+from trainers.engine import Engine, clip
 from trainers.families import Adam, Batch
 from trainers.meter import Meter
 from trainers.state import State, take_step
 from trainers.task import Place, Task
 
-BATCH, STEPS, EPS = 12, 6, 1e-4
+BATCH, STEPS, EPS = 12, 4, 1e-4
 STAGES = ("zero0", "zero1", "zero2", "zero3")
 KINDS = ("torch", *STAGES, "zero1-offload", "zero2-offload", "zero3-offload")
+PLAIN = ("torch", *STAGES)
+MOVED_AFTER = 2  # of the steps
 SMALL: dict[str, Any] = {"preset": "tiny", "seed": 3}
 MODELS: dict[str, dict[str, Any]] = {  # what differs for engines: double backwards, networks entered at many places ...
     "vae": {"family": "vae", "likelihood": "gaussian"},
@@ -41,6 +44,7 @@ MODELS: dict[str, dict[str, Any]] = {  # what differs for engines: double backwa
     "perturbed": {"family": "gan", "penalty": "perturbed", "ada_target": 0.6},
     "vaegan": {"family": "vaegan"},
 }
+PARTED = ("vae", "gan")  # of them, those that other promises are tested with
 
 
 @dataclass(frozen=True)
@@ -106,7 +110,11 @@ def run(job: Job, task: Task, rank: int, world: int, folder: Path) -> None:
     meter.read(state.step)
     whole = state.checkpoint()
     if rank == 0:
-        metrics = {f"metric/{name}": torch.tensor(value) for name, value in meter.lines[-1].items()}
+        metrics = {
+            f"metric/{name}": torch.tensor(value)
+            for name, value in meter.lines[-1].items()
+            if not name.endswith("pixel_std")  # over the images that a worker has
+        }
         tensors = {name: tensor.detach().clone().contiguous() for name, tensor in whole.tensors.items()}
         save_file(tensors | metrics, folder / f"{job.file}.safetensors")
 
@@ -141,26 +149,108 @@ class Results:
 
 
 @pytest.fixture(scope="module")
-def straight(digits: Digits, tmp_path_factory: pytest.TempPathFactory) -> Results:
+def results(digits: Digits, tmp_path_factory: pytest.TempPathFactory) -> Results:
     """Every model in every kind of engine, by one and by two workers."""
-    results = Results(digits, tmp_path_factory.mktemp("straight"))
+    results = Results(digits, tmp_path_factory.mktemp("engines"))
     for world in (1, 2):
-        results.make([Job(world, kind, model) for model in MODELS for kind in KINDS])
+        parted = [Job(world, kind, model, accumulate=3) for model in PARTED for kind in PLAIN]
+        results.make([Job(world, kind, model) for model in MODELS for kind in KINDS] + parted)
     return results
 
 
 def assert_close(left: dict[str, Tensor], right: dict[str, Tensor], tolerance: float) -> None:
+    """Every value, relative to its own size or to 1, whichever is more."""
     assert left.keys() == right.keys()
     for name, tensor in left.items():
-        torch.testing.assert_close(
-            tensor, right[name], rtol=tolerance, atol=tolerance, msg=lambda text, name=name: f"{name}: {text}"
-        )
+        worst = ((tensor - right[name]).abs() / right[name].abs().clamp(min=1)).max()
+        assert worst <= tolerance, f"{name}: {worst}"
 
 
 @pytest.mark.parametrize("model", MODELS)
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("world", [1, 2])
-def test_every_engine_takes_the_steps_of_one_torch_worker(
-    straight: Results, world: int, kind: str, model: str
+def test_every_engine_takes_the_steps_of_one_torch_worker(results: Results, world: int, kind: str, model: str) -> None:
+    assert_close(results.of(Job(world, kind, model)), results.of(Job(1, "torch", model)), 1e-5)
+
+
+@pytest.mark.parametrize("model", PARTED)
+@pytest.mark.parametrize("kind", PLAIN)
+@pytest.mark.parametrize("world", [1, 2])
+def test_a_batch_in_parts_gives_the_steps_of_a_whole_one(results: Results, world: int, kind: str, model: str) -> None:
+    assert_close(results.of(Job(world, kind, model, accumulate=3)), results.of(Job(1, "torch", model)), 1e-5)
+
+
+@pytest.fixture(scope="module")
+def moved(results: Results) -> Results:
+    """Runs that began in each kind of engine on two workers, and go on in another and on one to four."""
+    results.make([Job(2, kind, model, MOVED_AFTER) for model in PARTED for kind in PLAIN])
+    for world in (1, 2, 3, 4):
+        same = [going_on(world, kind, model, kind) for model in PARTED for kind in PLAIN if world == 2]
+        results.make([going_on(world, kind, model) for model in PARTED for kind in PLAIN] + same)
+    return results
+
+
+def going_on(world: int, kind: str, model: str, before: str = "") -> Job:
+    """The second part of a run, which began in the engine `before`: with none named, in one that differs by world."""
+    before = before or PLAIN[(PLAIN.index(kind) + world) % len(PLAIN)]
+    return Job(world, kind, model, STEPS, Job(2, before, model, MOVED_AFTER))
+
+
+@pytest.mark.parametrize("model", PARTED)
+@pytest.mark.parametrize("kind", PLAIN)
+@pytest.mark.parametrize("world", [1, 2, 3, 4])
+def test_a_run_goes_on_in_another_engine_and_on_other_workers(
+    moved: Results, world: int, kind: str, model: str
 ) -> None:
-    assert_close(straight.of(Job(world, kind, model)), straight.of(Job(1, "torch", model)), 1e-5)
+    straight, gone_on = moved.of(Job(1, "torch", model)), moved.of(going_on(world, kind, model))
+    for name, tensor in straight.items():
+        if not name.startswith("metric/"):
+            difference = (gone_on[name] - tensor).norm() / tensor.norm().clamp(min=1e-3)
+            assert difference <= (1e-5 if name.startswith("optimizer/") else 1e-6), f"{name}: {difference}"
+
+
+@pytest.mark.parametrize("model", PARTED)
+@pytest.mark.parametrize("kind", PLAIN)
+def test_a_run_goes_on_in_its_own_engine_bit_for_bit(moved: Results, kind: str, model: str) -> None:
+    straight, gone_on = moved.of(Job(2, kind, model)), moved.of(going_on(2, kind, model, kind))
+    assert_close(*({n: t for n, t in one.items() if not n.startswith("metric/")} for one in (gone_on, straight)), 0.0)
+
+
+@pytest.mark.parametrize("clip_norm", [0.0, 0.5, 1e6])
+def test_gradients_are_clipped_as_by_torch(clip_norm: float) -> None:
+    random = torch.Generator().manual_seed(1)
+    ours, theirs = ([nn.Parameter(torch.zeros(size)) for size in ((3, 4), (5,))] for _ in range(2))
+    for one, other in zip(ours, theirs, strict=True):
+        one.grad = torch.randn(one.shape, generator=random)
+        other.grad = one.grad.clone()
+    norm = clip([parameter.grad for parameter in ours if parameter.grad is not None], clip_norm)
+    torch.testing.assert_close(norm, nn.utils.clip_grad_norm_(theirs, clip_norm or 1e9))
+    for one, other in zip(ours, theirs, strict=True):
+        torch.testing.assert_close(one.grad, other.grad)
+
+
+@dataclass
+class Hidden:
+    """An output that DeepSpeed does not look into."""
+
+    x: Tensor
+
+
+class Hiding(nn.Linear):
+    """A network that gives such outputs."""
+
+    def forward(self, input: Tensor) -> Hidden:  # type: ignore[override]  # that is the mistake
+        return Hidden(super().forward(input))
+
+
+def hide(rank: int, folder: str) -> None:
+    os.environ["LOCAL_RANK"] = str(rank)
+    dist.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=1)
+    engine = zero.deepspeed_engine(Hiding(2, 2), Adam(lr=0.1), 3)
+    with pytest.raises(TrainingError, match="NamedTuple, or choose zero: 2"):
+        engine.module(torch.zeros(1, 2))
+    dist.destroy_process_group()
+
+
+def test_a_network_that_zero_3_would_train_wrongly_is_refused(tmp_path: Path) -> None:
+    spawn(hide, (str(tmp_path),), nprocs=1)  # type: ignore[no-untyped-call]
