@@ -86,17 +86,23 @@ class DeepSpeedEngine(Engine):
         self._engine, self.optimizer, _, _ = deepspeed.initialize(
             model=module, optimizer=adam(module, settings, self._fused), config=config, dist_init_required=False
         )
-        self._device = device
+        self._device, self._zero = device, zero
         self._clip_norm = settings.clip_norm
         self._parameters = list(module.parameters())
 
     def accumulate(self, loss: Tensor) -> None:
-        self._engine.backward(loss, scale_wrt_gas=False)
+        self._backward(loss)
         self._engine.step()  # counts; DeepSpeed steps at the last of `accumulate` calls
+
+    def _backward(self, loss: Tensor) -> None:
+        if self._zero:
+            # What a forward of DeepSpeed's engine begins with: else a part's gradients replace those of the part before.
+            self.optimizer.clear_backward_seen_flag()
+        self._engine.backward(loss, scale_wrt_gas=False)
 
     def step(self, loss: Tensor, lr: float) -> Tensor:
         set_lr(self.optimizer, lr)
-        self._engine.backward(loss, scale_wrt_gas=False)
+        self._backward(loss)
         self._engine.step()
         return torch.as_tensor(self._engine.get_global_grad_norm(), dtype=torch.float32, device=self._device)
 
@@ -110,7 +116,7 @@ class Replicated(WholeState, DeepSpeedEngine):
 
     def step(self, loss: Tensor, lr: float) -> Tensor:
         set_lr(self.optimizer, lr)
-        self._engine.backward(loss, scale_wrt_gas=False)
+        self._backward(loss)
         norm = clip([p.grad for p in self._parameters if p.grad is not None], self._clip_norm)
         self._engine.step()
         return norm
