@@ -121,10 +121,13 @@ class ClusterSpec(Strict):
     launcher: Literal["ray", "local"] = "ray"  # local: one worker in this process, without ray
     workers: int = Field(1, ge=1, le=4096)
     engine: Literal["deepspeed", "torch"] = "deepspeed"
-    zero: Literal[0, 1, 2, 3] = 0  # DeepSpeed's ZeRO stage: 1 splits Adam's moments over workers, 2 gradients, 3 weights
+    zero: Literal[0, 1, 2, 3] = 0  # DeepSpeed's ZeRO stage: 1 splits Adam's moments over workers, 2 gradients, 3 all
     offload: Literal["none", "cpu"] = "none"  # cpu: Adam and its moments (zero 1 to 3)
     accumulate: int = Field(1, ge=1, le=4096)  # parts that a worker's share of a batch is computed in: saves memory
+    checkpoint_activations: bool = False  # recompute residual blocks on the way back: saves memory, costs a third
+    compile: bool = False  # torch.compile of the networks
     device: Literal["auto", "cpu", "cuda"] = "auto"
+    precision: Literal["auto", "fp32", "bf16"] = "auto"  # of the networks; auto: bf16 on GPUs that have it
     cpus_per_worker: float = Field(1, gt=0)
     threads_per_worker: int = Field(1, ge=1)  # on CPU
     max_failures: int = Field(3, ge=0)  # worker groups lost before the run gives up
@@ -136,6 +139,8 @@ class ClusterSpec(Strict):
             raise ValueError(f"zero: 0 with engine: {self.engine}, got zero: {self.zero}; choose engine: deepspeed")
         if self.offload == "cpu" and not self.zero:
             raise ValueError("zero: 1, 2 or 3 with offload: cpu, got zero: 0")
+        if self.compile and self.zero == 3:
+            raise ValueError("compile: false with zero: 3, whose hooks a compiled network passes over; or zero: 2")
         return self
 
     @model_validator(mode="after")
@@ -189,6 +194,17 @@ class Recipe(Strict):
         if name in RESERVED:
             raise ValueError(f"another name than {', '.join(RESERVED)}, got {name!r}")
         return name
+
+    @model_validator(mode="after")
+    def _every_worker_has_images(self) -> Self:
+        needed = self.cluster.workers * self.cluster.accumulate
+        for name, spec in self.models.items():
+            if spec.batch_size < needed:
+                raise ValueError(
+                    f"models.{name}.batch_size of {needed} or more with {self.cluster.workers} workers and accumulate: "
+                    f"{self.cluster.accumulate}, got {spec.batch_size}"
+                )
+        return self
 
     _origin: str = PrivateAttr("recipe")
     _lines: dict[str, int] = PrivateAttr(default_factory=dict)
@@ -249,7 +265,7 @@ def check_models(recipe: Recipe) -> None:
             ) from None
         for name, spec in recipe.models.items():
             try:
-                check_section(spec.family, spec.options, f"models.{name}")
+                check_section(spec.family, spec.options, f"models.{name}", recipe.cluster)
             except RecipeError as error:
                 path = str(error).partition(":")[0]
                 raise RecipeError(f"{recipe.at(path)}: {error}") from None

@@ -65,10 +65,11 @@ class Engine(ABC):
         """Take the state that `optimizer_state` gave. Collective."""
 
 
-def adam(module: nn.Module, settings: Adam, fused: bool) -> torch.optim.Optimizer:
+def adam(module: nn.Module, settings: Adam) -> torch.optim.Optimizer:
     """Adam as the family asks for it, with decoupled weight decay where there is any.
 
-    `fused` is one kernel a step (on CUDA; its last bits are others than those of the plain loop).
+    `fused` is one pass over each parameter, on CUDA and on CPUs (there 5 times as fast as the loop of operations, which
+    differs from it by a unit in the last place).
     """
     kind = torch.optim.AdamW if settings.weight_decay else torch.optim.Adam
     return kind(
@@ -77,7 +78,7 @@ def adam(module: nn.Module, settings: Adam, fused: bool) -> torch.optim.Optimize
         betas=(settings.beta1, settings.beta2),
         eps=settings.eps,
         weight_decay=settings.weight_decay,
-        fused=fused or None,
+        fused=True,
     )
 
 
@@ -124,11 +125,10 @@ class TorchEngine(WholeState, Engine):
     """Plain torch: one all-reduce of all gradients a step, and none with a single worker."""
 
     def __init__(self, module: nn.Module, settings: Adam) -> None:
-        self._fused = next(module.parameters()).is_cuda
-        if self._fused:  # what cuDNN's convolutions are fastest with
+        if next(module.parameters()).is_cuda:  # what cuDNN's convolutions are fastest with
             module = module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # no overload for it
         super().__init__(module)
-        self.optimizer = adam(module, settings, self._fused)
+        self.optimizer = adam(module, settings)
         self._clip_norm = settings.clip_norm
         self._parameters = list(module.parameters())
         self._world = dist.get_world_size() if dist.is_initialized() else 1
@@ -162,7 +162,7 @@ class TorchEngine(WholeState, Engine):
         return adam_state(self.module, self.optimizer)
 
     def load_optimizer_state(self, state: dict[str, Tensor]) -> None:
-        load_adam_state(self.module, self.optimizer, state, self._fused)
+        load_adam_state(self.module, self.optimizer, state)
 
 
 def adam_state(module: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
@@ -176,12 +176,10 @@ def adam_state(module: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str,
     return state
 
 
-def load_adam_state(
-    module: nn.Module, optimizer: torch.optim.Optimizer, state: dict[str, Tensor], fused: bool
-) -> None:
+def load_adam_state(module: nn.Module, optimizer: torch.optim.Optimizer, state: dict[str, Tensor]) -> None:
     """Give such an Adam a state."""
     for name, parameter in module.named_parameters():
         # In the parameter's own memory format: a fused step goes through both as they lie.
         moments = {key: torch.empty_like(parameter).copy_(state[f"{name}/{key}"]).detach() for key in STATE_KEYS}
-        step = state["step"].to(parameter.device if fused else "cpu", copy=True)
+        step = state["step"].to(parameter.device, copy=True)
         optimizer.state[parameter] = {**moments, "step": step}

@@ -11,6 +11,8 @@ from trainers.checkpoints import Checkpoint
 from trainers.engine import Engine
 from trainers.families import Adam, Batch, Model, Noise
 from trainers.meter import Meter
+from trainers.networks.recomputing import recompute
+from trainers.precision import of_networks
 from trainers.task import Place, Task
 
 EMA_RAMP = 0.05  # the half-life is at most this share of the images seen so far (Karras et al. 2022, section C)
@@ -26,8 +28,15 @@ class State:
         shape = stream.data_shape(task.dataset)
         config = families.parse_config(spec.family, spec.options, f"models.{task.model}")
         self.augment = config.augment
-        self.accumulate = task.recipe.cluster.accumulate
+        cluster = task.recipe.cluster
+        self.accumulate = cluster.accumulate
+        self._precision = of_networks(cluster.precision, place.device)
         self.model: Model = families.build(spec.family, config, shape, spec.seed)
+        if cluster.checkpoint_activations:
+            recompute(self.model.networks)
+        if cluster.compile:
+            for network in self.model.networks.values():
+                network.compile()
         self.engines = {
             name: make_engine(network.to(place.device), self.model.optimizers[name])
             for name, network in self.model.networks.items()
@@ -67,6 +76,12 @@ class State:
         self.metrics = saved.metrics
         self.step = saved.step
 
+    def loss(self, phase: int, part: Batch, noise: Noise) -> tuple[Tensor, dict[str, Tensor]]:
+        """A phase's loss and metrics, float32, with networks in the precision of the cluster."""
+        with self._precision:
+            loss, metrics = self.model.phases[phase].loss(self.networks, part, noise, self.step)
+        return loss.float(), {name: value.float() for name, value in metrics.items()}
+
     def train_only(self, trained: str) -> None:
         """Hold all networks but this one fixed."""
         for name, parameters in self._parameters.items():
@@ -86,7 +101,7 @@ class State:
 
 
 def take_step(state: State, batch: Batch, spec: ModelSpec, place: Place, meter: Meter) -> None:
-    """Run the phases on one batch, each in `accumulate` parts. A part's mean counts by its share of the global batch."""
+    """Run the phases on one batch, each in `accumulate` parts. A part's mean counts by its share of the batch."""
     for index, phase in enumerate(state.model.phases):
         state.train_only(phase.network)
         engine = state.engines[phase.network]
@@ -108,7 +123,7 @@ def _loss(
 ) -> tuple[Tensor, dict[str, Tensor], float]:
     """A phase's loss and metrics on a part of the worker's batch, and the part's weight in a mean over workers."""
     noise = Noise(spec.seed, state.step, phase, part.rows_B, part.global_size)
-    loss, metrics = state.model.phases[phase].loss(state.networks, part, noise, state.step)
+    loss, metrics = state.loss(phase, part, noise)
     return loss, metrics, len(part.rows_B) * place.world / part.global_size
 
 

@@ -51,8 +51,9 @@ def deepspeed_engine(
     module: nn.Module, settings: Adam, zero: int, offload: bool = False, accumulate: int = 1
 ) -> "DeepSpeedEngine":
     """DeepSpeed at a ZeRO stage; `offload` keeps Adam and its state on the CPU (stage 1 to 3)."""
-    kind = {0: Replicated, 1: Sharded, 2: Sharded, 3: FullySharded}[zero]
-    return kind(module, settings, zero, offload, accumulate)
+    kinds: dict[int, type[Replicated | Sharded | FullySharded]]
+    kinds = {0: Replicated, 1: Sharded, 2: Sharded, 3: FullySharded}
+    return kinds[zero](module, settings, zero, offload, accumulate)
 
 
 class DeepSpeedEngine(Engine):
@@ -82,9 +83,8 @@ class DeepSpeedEngine(Engine):
             "zero_force_ds_cpu_optimizer": False,
             "steps_per_print": 2**31,
         }
-        self._fused = offload or device.type == "cuda"
         self._engine, self.optimizer, _, _ = deepspeed.initialize(
-            model=module, optimizer=adam(module, settings, self._fused), config=config, dist_init_required=False
+            model=module, optimizer=adam(module, settings), config=config, dist_init_required=False
         )
         self._device, self._zero = device, zero
         self._clip_norm = settings.clip_norm
@@ -96,7 +96,7 @@ class DeepSpeedEngine(Engine):
 
     def _backward(self, loss: Tensor) -> None:
         if self._zero:
-            # What a forward of DeepSpeed's engine begins with: else a part's gradients replace those of the part before.
+            # What a forward of DeepSpeed's engine begins with; else a part's gradients replace those before.
             self.optimizer.clear_backward_seen_flag()
         self._engine.backward(loss, scale_wrt_gas=False)
 
@@ -128,7 +128,7 @@ class Replicated(WholeState, DeepSpeedEngine):
         return adam_state(self.module, self.optimizer)
 
     def load_optimizer_state(self, state: dict[str, Tensor]) -> None:
-        load_adam_state(self.module, self.optimizer, state, self._fused)
+        load_adam_state(self.module, self.optimizer, state)
 
 
 class Sharded(WholeState, DeepSpeedEngine):
@@ -155,7 +155,7 @@ class Sharded(WholeState, DeepSpeedEngine):
     def load_optimizer_state(self, state: dict[str, Tensor]) -> None:
         from deepspeed.utils import safe_set_full_optimizer_state
 
-        make_moments(self.optimizer.optimizer, self.optimizer.single_partition_of_fp32_groups, state, self._fused)
+        make_moments(self.optimizer.optimizer, self.optimizer.single_partition_of_fp32_groups, state)
         self.optimizer._hp_optimizer_states_linked = False  # to those that the last line replaced
         self.optimizer._lazy_init_hp_params_optimizer_state()
         for name, parameter in self.module.named_parameters():
@@ -238,7 +238,7 @@ class FullySharded(DeepSpeedEngine):
     def load_optimizer_state(self, state: dict[str, Tensor]) -> None:
         from deepspeed.utils import safe_set_local_optimizer_state
 
-        make_moments(self.optimizer.optimizer, self.optimizer.fp32_partitioned_groups_flat, state, self._fused)
+        make_moments(self.optimizer.optimizer, self.optimizer.fp32_partitioned_groups_flat, state)
         with self._trained():
             for name, parameter in self._named.items():
                 for key in STATE_KEYS:
@@ -251,12 +251,10 @@ def step_of(optimizer: torch.optim.Optimizer) -> Tensor:
     return step.detach().cpu().clone()
 
 
-def make_moments(
-    optimizer: torch.optim.Optimizer, flats: list[Tensor], state: dict[str, Tensor], fused: bool
-) -> None:
+def make_moments(optimizer: torch.optim.Optimizer, flats: list[Tensor], state: dict[str, Tensor]) -> None:
     """Room for moments: Adam makes them at its first step only, and a restore comes before that."""
     for flat in flats:
-        step = state["step"].to(flat.device if fused else "cpu", copy=True)
+        step = state["step"].to(flat.device, copy=True)
         optimizer.state[flat] = {**{key: torch.zeros_like(flat) for key in STATE_KEYS}, "step": step}
 
 

@@ -180,6 +180,11 @@ def test_a_batch_in_parts_gives_the_steps_of_a_whole_one(results: Results, world
     assert_close(results.of(Job(world, kind, model, accumulate=3)), results.of(Job(1, "torch", model)), 1e-5)
 
 
+def without_metrics(found: dict[str, Tensor]) -> dict[str, Tensor]:
+    """What a run goes on from."""
+    return {name: tensor for name, tensor in found.items() if not name.startswith("metric/")}
+
+
 @pytest.fixture(scope="module")
 def moved(results: Results) -> Results:
     """Runs that began in each kind of engine on two workers, and go on in another and on one to four."""
@@ -203,17 +208,16 @@ def test_a_run_goes_on_in_another_engine_and_on_other_workers(
     moved: Results, world: int, kind: str, model: str
 ) -> None:
     straight, gone_on = moved.of(Job(1, "torch", model)), moved.of(going_on(world, kind, model))
-    for name, tensor in straight.items():
-        if not name.startswith("metric/"):
-            difference = (gone_on[name] - tensor).norm() / tensor.norm().clamp(min=1e-3)
-            assert difference <= (1e-5 if name.startswith("optimizer/") else 1e-6), f"{name}: {difference}"
+    for name, tensor in without_metrics(straight).items():
+        difference = (gone_on[name] - tensor).norm() / tensor.norm().clamp(min=1e-3)
+        assert difference <= (1e-5 if name.startswith("optimizer/") else 1e-6), f"{name}: {difference}"
 
 
 @pytest.mark.parametrize("model", PARTED)
 @pytest.mark.parametrize("kind", PLAIN)
 def test_a_run_goes_on_in_its_own_engine_bit_for_bit(moved: Results, kind: str, model: str) -> None:
     straight, gone_on = moved.of(Job(2, kind, model)), moved.of(going_on(2, kind, model, kind))
-    assert_close(*({n: t for n, t in one.items() if not n.startswith("metric/")} for one in (gone_on, straight)), 0.0)
+    assert_close(without_metrics(gone_on), without_metrics(straight), 0.0)
 
 
 @pytest.mark.parametrize("clip_norm", [0.0, 0.5, 1e6])

@@ -24,6 +24,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from torch import Tensor, nn
 
 from pipeline.errors import RecipeError
+from pipeline.recipe import ClusterSpec
 from trainers.augment import Augment
 
 Networks = Mapping[str, nn.Module]
@@ -147,6 +148,16 @@ class FamilyConfig(BaseModel):
     augment: Augment | None = None  # of the real images that are trained on
     clip_norm: Annotated[float, Field(ge=0.0, le=1e9)] = 0.0  # of each network's gradient, in every engine; 0: none
 
+    @property
+    def differentiates_twice(self) -> bool:
+        """Whether a loss holds a gradient, as exact gradient penalties do."""
+        return False
+
+    @property
+    def adapts_to_batches(self) -> bool:
+        """Whether a phase changes something by the batch as a whole, so that it cannot be computed in parts."""
+        return False
+
 
 def names() -> list[str]:
     """The families there are: the files of this folder."""
@@ -178,9 +189,22 @@ def build(family: str, config: FamilyConfig, shape: DataShape, seed: int) -> Mod
     return model
 
 
-def check_model(family: str, options: Mapping[str, Any], where: str) -> None:
-    """The recipe check of the entry points `atelier.recipe_checks`: raises RecipeError where a section is wrong."""
-    parse_config(family, options, where)
+def check_model(family: str, options: Mapping[str, Any], where: str, cluster: ClusterSpec | None = None) -> None:
+    """The recipe check of the entry points `atelier.recipe_checks`: raises RecipeError where a section is wrong, or
+    where the cluster's settings would not compute what it says."""
+    config = parse_config(family, options, where)
+    cluster = cluster or ClusterSpec()
+    if cluster.compile and config.differentiates_twice:
+        other = "penalty: perturbed or " if "penalty" in type(config).model_fields else ""
+        raise RecipeError(
+            f"cluster.compile: expected false with {where}, got true; its exact gradient penalties differentiate "
+            f"twice, which torch.compile cannot; choose {other}compile: false"
+        )
+    if cluster.accumulate > 1 and config.adapts_to_batches:
+        raise RecipeError(
+            f"cluster.accumulate: expected 1 with {where}.ada_target, which looks at whole batches, got "
+            f"{cluster.accumulate}; choose accumulate: 1 or ada_target: 0"
+        )
 
 
 def latents(seeds: Sequence[int], latent_size: int) -> Tensor:
