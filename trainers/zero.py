@@ -261,6 +261,7 @@ def make_moments(optimizer: torch.optim.Optimizer, flats: list[Tensor], state: d
 def _import_deepspeed(device: torch.device) -> Any:
     if device.type == "cpu":
         os.environ["DS_ACCELERATOR"] = "cpu"  # read when deepspeed is imported; its own guess may be a GPU
+        os.environ["LOCAL_SIZE"] = "1"  # else stage 3 starts a process at each step to count CPU sockets
     # DeepSpeed 0.19 calls collectives by names that torch 2.13 would have changed; it says so at every step.
     warnings.filterwarnings("ignore", r"`torch\.distributed\.\w+` is deprecated", FutureWarning)
     import deepspeed

@@ -75,14 +75,14 @@ def test_a_wrong_field_is_named_with_its_line(tmp_path: Path, old: str, new: str
         (
             "family: vae",
             "family: diffusion",
-            r"tiny.yaml:10: models.vae.family: expected one of gan, vae, got 'diffusion'",
+            r"tiny.yaml:10: models.vae.family: expected one of gan, vae, vaegan, got 'diffusion'",
         ),
         ("steps: 10", "steps: 10\n    bta: 2", r"tiny.yaml:12: models.vae.bta: .*the fields of vae are .*beta"),
         ("steps: 10", "steps: 10\n    beta: much", r"tiny.yaml:12: models.vae.beta: .*'much'"),
         (
             "steps: 10",
             "steps: 10\n    likelihood: poisson",
-            r"tiny.yaml:12: models.vae.likelihood: .*'bernoulli' or 'gaussian'",
+            r"tiny.yaml:12: models.vae.likelihood: .*'bernoulli', 'gaussian' or 'logistic_mixture'",
         ),
     ],
 )
@@ -98,7 +98,7 @@ def test_the_family_checks_its_own_fields(tmp_path: Path, old: str, new: str, ex
         ("models.vae.steps", r"--set: expected path.to.field=value, got 'models.vae.steps'"),
         ("name.x=1", r"--set name.x: name is no section"),
         ("models.vae.steps=[", r"--set models.vae.steps: expected a YAML value"),
-        ("cluster.zero=7", r"cluster.zero: expected 0, 1 or 2, got 7"),
+        ("cluster.zero=7", r"cluster.zero: expected 0, 1, 2 or 3, got 7"),
     ],
 )
 def test_a_wrong_override_is_named(tmp_path: Path, override: str, expected: str) -> None:

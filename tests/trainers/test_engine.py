@@ -148,13 +148,18 @@ class Results:
         return load_file(self.folder / f"{job.file}.safetensors")
 
 
+def kinds_of(world: int) -> tuple[str, ...]:
+    """Two workers have all there is to go wrong; one is tried in each stage."""
+    return PLAIN if world == 1 else KINDS
+
+
 @pytest.fixture(scope="module")
 def results(digits: Digits, tmp_path_factory: pytest.TempPathFactory) -> Results:
     """Every model in every kind of engine, by one and by two workers."""
     results = Results(digits, tmp_path_factory.mktemp("engines"))
     for world in (1, 2):
         parted = [Job(world, kind, model, accumulate=3) for model in PARTED for kind in PLAIN]
-        results.make([Job(world, kind, model) for model in MODELS for kind in KINDS] + parted)
+        results.make([Job(world, kind, model) for model in MODELS for kind in kinds_of(world)] + parted)
     return results
 
 
@@ -167,8 +172,7 @@ def assert_close(left: dict[str, Tensor], right: dict[str, Tensor], tolerance: f
 
 
 @pytest.mark.parametrize("model", MODELS)
-@pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("world", [1, 2])
+@pytest.mark.parametrize(("world", "kind"), [(world, kind) for world in (1, 2) for kind in kinds_of(world)])
 def test_every_engine_takes_the_steps_of_one_torch_worker(results: Results, world: int, kind: str, model: str) -> None:
     assert_close(results.of(Job(world, kind, model)), results.of(Job(1, "torch", model)), 1e-5)
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from pipeline.errors import RecipeError
-from pipeline.recipe import ClusterSpec, ModelSpec
+from pipeline.recipe import ClusterSpec, ModelSpec, check_models
 from tests.trainers.conftest import Digits, node_cache, small_recipe
 from trainers import families
 from trainers.engine import TorchEngine
@@ -152,6 +152,8 @@ def test_settings_that_would_not_compute_the_model_are_refused() -> None:
         check({}, "vaegan", compile=True)
     with pytest.raises(RecipeError, match=r"cluster.accumulate: .* choose accumulate: 1 or ada_target: 0"):
         check({"ada_target": 0.6}, accumulate=2)
+    with pytest.raises(RecipeError, match=r"^recipe: cluster.compile: expected false with models.gan"):
+        check_models(small_recipe("cluster.compile=true"))
     check({"penalty": "perturbed"}, compile=True)
     check({"r1_gamma": 0, "r2_gamma": 0}, compile=True)
     check({}, accumulate=2)
