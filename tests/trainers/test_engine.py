@@ -35,7 +35,7 @@ STAGES = ("zero0", "zero1", "zero2", "zero3")
 KINDS = ("torch", *STAGES, "zero1-offload", "zero2-offload", "zero3-offload")
 PLAIN = ("torch", *STAGES)
 MOVED_AFTER = 2  # of the steps
-SMALL: dict[str, Any] = {"preset": "tiny", "seed": 3}
+SMALL: dict[str, Any] = {"preset": "tiny", "seed": 3, "lr": 1e-3, "lr_warmup_steps": 0}
 MODELS: dict[str, dict[str, Any]] = {  # what differs for engines: double backwards, networks entered at many places ...
     "vae": {"family": "vae", "likelihood": "gaussian"},
     "ladder": {"family": "vae", "depth": 3, "likelihood": "logistic_mixture", "importance_samples": 2},
