@@ -32,7 +32,7 @@ from trainers.task import Place, Task
 
 BATCH, STEPS, EPS = 12, 4, 1e-4
 STAGES = ("zero0", "zero1", "zero2", "zero3")
-KINDS = ("torch", *STAGES, "zero1-offload", "zero2-offload", "zero3-offload")
+KINDS = ("torch", *STAGES, "zero2-offload", "zero3-offload")
 PLAIN = ("torch", *STAGES)
 MOVED_AFTER = 2  # of the steps
 SMALL: dict[str, Any] = {"preset": "tiny", "seed": 3, "lr": 1e-3, "lr_warmup_steps": 0}
@@ -129,7 +129,7 @@ def worker(rank: int, jobs: list[Job], folder: str, dataset_ref: str, store_uri:
     for job in jobs:
         run(job, task, rank, world, Path(folder))
     dist.barrier()
-    dist.destroy_process_group()
+    os._exit(0)  # about one in thirty times, gloo's threads abort while the groups are taken down
 
 
 class Results:

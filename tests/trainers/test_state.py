@@ -152,7 +152,7 @@ def test_settings_that_would_not_compute_the_model_are_refused() -> None:
         check({}, "vaegan", compile=True)
     with pytest.raises(RecipeError, match=r"cluster.accumulate: .* choose accumulate: 1 or ada_target: 0"):
         check({"ada_target": 0.6}, accumulate=2)
-    with pytest.raises(RecipeError, match=r"^recipe: cluster.compile: expected false with models.gan"):
+    with pytest.raises(RecipeError, match=r"^recipe:1: cluster.compile: expected false with models.gan"):
         check_models(small_recipe("cluster.compile=true"))
     check({"penalty": "perturbed"}, compile=True)
     check({"r1_gamma": 0, "r2_gamma": 0}, compile=True)
