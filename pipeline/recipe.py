@@ -195,17 +195,6 @@ class Recipe(Strict):
             raise ValueError(f"another name than {', '.join(RESERVED)}, got {name!r}")
         return name
 
-    @model_validator(mode="after")
-    def _every_worker_has_images(self) -> Self:
-        needed = self.cluster.workers * self.cluster.accumulate
-        for name, spec in self.models.items():
-            if spec.batch_size < needed:
-                raise ValueError(
-                    f"models.{name}.batch_size of {needed} or more with {self.cluster.workers} workers and accumulate: "
-                    f"{self.cluster.accumulate}, got {spec.batch_size}"
-                )
-        return self
-
     _origin: str = PrivateAttr("recipe")
     _lines: dict[str, int] = PrivateAttr(default_factory=dict)
 
@@ -255,6 +244,7 @@ def load_recipe(reference: str, overrides: Sequence[str] = (), folders: Sequence
 
 def check_models(recipe: Recipe) -> None:
     """Let the families check their own fields. Raises RecipeError with the line, the path and the choices."""
+    _check_parts(recipe)
     for check in entry_points(group="atelier.recipe_checks"):
         try:
             check_section = check.load()
@@ -269,6 +259,18 @@ def check_models(recipe: Recipe) -> None:
             except RecipeError as error:
                 path = str(error).partition(":")[0]
                 raise RecipeError(f"{recipe.at(path)}: {error}") from None
+
+
+def _check_parts(recipe: Recipe) -> None:
+    """Refuse to cut a worker's share of a batch into more parts than it has images."""
+    accumulate, workers = recipe.cluster.accumulate, recipe.cluster.workers
+    for name, spec in recipe.models.items():
+        if accumulate > max(1, spec.batch_size // workers):
+            raise RecipeError(
+                f"{recipe.at('cluster.accumulate')}: cluster.accumulate: expected at most "
+                f"{max(1, spec.batch_size // workers)} with models.{name}.batch_size {spec.batch_size} and workers "
+                f"{workers}, got {accumulate}; lower it, or raise the batch_size"
+            )
 
 
 def _read(reference: str, folders: Sequence[Path]) -> tuple[str, str]:

@@ -161,8 +161,9 @@ def test_settings_that_would_not_compute_the_model_are_refused() -> None:
 
 
 def test_a_batch_that_cannot_be_shared_is_refused() -> None:
-    with pytest.raises(RecipeError, match=r"batch_size of 50 or more with 1 workers and accumulate: 50, got 48"):
-        small_recipe("cluster.accumulate=50")
+    with pytest.raises(RecipeError, match=r"cluster.accumulate: expected at most 48 with models.vae.*, got 50; lower"):
+        check_models(small_recipe("cluster.accumulate=50"))
+    check_models(small_recipe("cluster.accumulate=48"))
 
 
 @pytest.mark.parametrize(
