@@ -216,7 +216,7 @@ def test_some_unreadable_images_are_set_aside_where_the_recipe_allows_it(tmp_pat
 @pytest.mark.parametrize(
     ("override", "expected"),
     [
-        ("models.vae.family=nonesuch", "models.vae.family: expected one of gan, vae, got 'nonesuch'"),
+        ("models.vae.family=nonesuch", "models.vae.family: expected one of gan, vae, vaegan, got 'nonesuch'"),
         ("models.vae.steps=many", "models.vae.steps: expected a valid integer"),
         ("models.vae.stepz=1", "models.vae.stepz: "),
         ("cluster.workers=64", "cluster: expected workers: 1 and engine: torch with launcher: local, got workers: 64"),
