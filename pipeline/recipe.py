@@ -135,12 +135,27 @@ class ClusterSpec(Strict):
     workers: int = Field(1, ge=1, le=4096)
     min_workers: int | None = Field(None, ge=1)  # go on with so many while others are lost; None: wait for all
     engine: Literal["deepspeed", "torch"] = "deepspeed"
-    zero: Literal[0, 1, 2] = 0  # DeepSpeed's ZeRO stage
+    zero: Literal[0, 1, 2, 3] = 0  # DeepSpeed's ZeRO stage: 1 splits Adam's moments over workers, 2 gradients, 3 all
+    offload: Literal["none", "cpu"] = "none"  # cpu: Adam and its moments (zero 1 to 3)
+    accumulate: int = Field(1, ge=1, le=4096)  # parts that a worker's share of a batch is computed in: saves memory
+    checkpoint_activations: bool = False  # recompute residual blocks on the way back: saves memory, costs a third
+    compile: bool = False  # torch.compile of the networks
     device: Literal["auto", "cpu", "cuda"] = "auto"
+    precision: Literal["auto", "fp32", "bf16"] = "auto"  # of the networks; auto: bf16 on GPUs that have it
     cpus_per_worker: float = Field(1, gt=0)
     threads_per_worker: int = Field(1, ge=1)  # on CPU
     max_failures: int = Field(3, ge=0)  # worker groups lost before the run gives up
     timeout_minutes: int = Field(24 * 60, ge=1)
+
+    @model_validator(mode="after")
+    def _engine_has_its_settings(self) -> Self:
+        if self.zero and self.engine != "deepspeed":
+            raise ValueError(f"zero: 0 with engine: {self.engine}, got zero: {self.zero}; choose engine: deepspeed")
+        if self.offload == "cpu" and not self.zero:
+            raise ValueError("zero: 1, 2 or 3 with offload: cpu, got zero: 0")
+        if self.compile and self.zero == 3:
+            raise ValueError("compile: false with zero: 3, whose hooks a compiled network passes over; or zero: 2")
+        return self
 
     @model_validator(mode="after")
     def _local_is_one_worker(self) -> Self:
@@ -256,6 +271,7 @@ def load_recipe(reference: str, overrides: Sequence[str] = (), folders: Sequence
 
 def check_models(recipe: Recipe) -> None:
     """Let the families check their own fields. Raises RecipeError with the line, the path and the choices."""
+    _check_parts(recipe)
     for check in entry_points(group="atelier.recipe_checks"):
         try:
             check_section = check.load()
@@ -266,10 +282,22 @@ def check_models(recipe: Recipe) -> None:
             ) from None
         for name, spec in recipe.models.items():
             try:
-                check_section(spec.family, spec.options, f"models.{name}")
+                check_section(spec.family, spec.options, f"models.{name}", recipe.cluster)
             except RecipeError as error:
                 path = str(error).partition(":")[0]
                 raise RecipeError(f"{recipe.at(path)}: {error}") from None
+
+
+def _check_parts(recipe: Recipe) -> None:
+    """Refuse to cut a worker's share of a batch into more parts than it has images."""
+    accumulate, workers = recipe.cluster.accumulate, recipe.cluster.workers
+    for name, spec in recipe.models.items():
+        if accumulate > max(1, spec.batch_size // workers):
+            raise RecipeError(
+                f"{recipe.at('cluster.accumulate')}: cluster.accumulate: expected at most "
+                f"{max(1, spec.batch_size // workers)} with models.{name}.batch_size {spec.batch_size} and workers "
+                f"{workers}, got {accumulate}; lower it, or raise the batch_size"
+            )
 
 
 def _read(reference: str, folders: Sequence[Path]) -> tuple[str, str]:

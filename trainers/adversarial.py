@@ -21,6 +21,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from trainers.precision import full
+
 LossName = Literal["non_saturating", "relativistic", "wgan", "hinge"]
 ONLY_DIFFERENCES: tuple[LossName, ...] = ("relativistic", "wgan")  # adding a constant to all logits changes nothing
 
@@ -72,7 +74,13 @@ def perturbed_penalty(
     The approximated R1 of Lin et al. 2025 ('APT', where the 1 / sigma^2 is part of the weight). The logit moves by
     sigma u . grad D + O(sigma^2), and E[(u . g)^2] = ||g||^2 for standard normal u: so its expectation is the exact
     penalty plus O(sigma^2). `logits_B` are critic(images_BCHW). In fp32 the difference of two logits near 10 is
-    exact to 1e-6, so sigma 0.01 loses 1e-4 of it; in bf16 it would lose everything.
+    exact to 1e-6, so sigma 0.01 loses 1e-4 of it; in bf16 it would lose everything, so where the critic runs in
+    that, both logits are computed anew in fp32.
     """
-    moved_B = critic(images_BCHW + sigma * direction_BCHW)
+    device = images_BCHW.device
+    reduced = torch.is_autocast_enabled(device.type)
+    with full(device):
+        if reduced:
+            logits_B = critic(images_BCHW)
+        moved_B = critic(images_BCHW + sigma * direction_BCHW)
     return ((moved_B - logits_B) / sigma).square().mean()

@@ -22,9 +22,8 @@ from pipeline.recipe import ClusterSpec, Recipe, check_models, load_recipe
 from pipeline.settings import Settings
 from pipeline.store import Store, open_store
 from pipeline.tasks import connect
-from trainers import checkpoints, loop
-from trainers.engine import DeepSpeedEngine, Engine, TorchEngine
-from trainers.families import Adam
+from trainers import checkpoints, loop, zero
+from trainers.engine import TorchEngine
 from trainers.interruption import Interruption, caught, stopped, stopped_kind
 from trainers.task import Place, Say, Task
 
@@ -306,14 +305,9 @@ def _worker(config: dict[str, Any]) -> None:
     cluster = recipe.cluster
     torch.set_num_threads(cluster.threads_per_worker)
 
-    def make_engine(module: torch.nn.Module, settings: Adam) -> Engine:
-        if cluster.engine == "torch":
-            return TorchEngine(module, settings)
-        return DeepSpeedEngine(module, settings, cluster.zero)
-
     place = Place(context.get_world_rank(), context.get_world_size(), get_device())
     try:
-        loop.train(task, place, make_engine, say, FromRay(config["run_id"], config["drains"]))
+        loop.train(task, place, zero.maker(cluster), say, FromRay(config["run_id"], config["drains"]))
     except Stopped as error:
         _internal_kv_put(STOPPED, str(error), namespace=_stop_of(config["run_id"]))
         raise

@@ -16,14 +16,16 @@ import torch.distributed as dist
 from pipeline import __version__
 from pipeline.artifacts import Run, commit, file_entry
 from pipeline.errors import TrainingError
-from trainers import checkpoints, export, stream
+from trainers import checkpoints, export, stream, summary
 from trainers.alarms import Alarms
 from trainers.checkpoints import Checkpoint
 from trainers.interruption import QUIET, UNINTERRUPTED, Agreement, Interruption, stopped
 from trainers.meter import Meter, diverged_advice
+from trainers.precision import peak_flops
 from trainers.previews import Previews
 from trainers.saving import Saver
 from trainers.state import MakeEngine, State, take_step
+from trainers.summary import Summary
 from trainers.task import Place, Say, Task
 from trainers.watchdog import Watchdog
 
@@ -37,10 +39,12 @@ def train(
     """
     spec = task.spec
 
-    # --- Data: the training split, whole on the device where it fits.
+    # --- What it costs, where the data comes from: whole on the device where it fits.
+    cost, peak = _cost(task, place)
     if place.rank == 0:
         shards = stream.split_shards(task.dataset, "train")
         say(f"train {task.model}: {task.dataset.splits['train']:,} images in {len(shards):,} shards")
+        say(f"train {task.model}: {summary.line(cost)}")
     reader = stream.open_split(task.cache, task.store, task.dataset, "train", place.device, place.world)
     order = stream.order_of(reader.shard_sizes, spec.batch_size, spec.seed, reader.image_bytes)
 
@@ -50,7 +54,7 @@ def train(
     if saved:
         state.restore(saved)
         say(f"train {task.model}: resumed at step {saved.step:,}/{spec.steps:,}")
-    meter = Meter(task, place, say, state.metrics)
+    meter = Meter(task, place, say, state.metrics, cost.flops_per_step, peak)
     if saved:
         meter.restore(saved.part("meter"))
     agreement = Agreement(place, interruption, state.step)
@@ -75,8 +79,8 @@ def train(
                 if place.rank == 0 and alarms.check(meter.lines):
                     saver.note("warnings.jsonl", alarms.warnings)
                 saver.log(meter.lines, meter.timing)
-            if place.rank == 0 and previews.due(state.step):
-                saver.preview(state.step, partial(previews.png, previews.draw()))
+            if previews.due(state.step):
+                _preview(place, state, previews, saver)
             news = agreement.reach(state.step, saver.idle, say) if agreement.due(state.step) else QUIET
             if state.step % spec.checkpoint_every_steps == 0 or state.step == spec.steps or news.hurry:
                 saver.checkpoint(_checkpoint(state, meter))
@@ -90,6 +94,22 @@ def train(
     # --- The run's files, then its record.
     if place.rank == 0:
         finish(task, state, alarms.warnings)
+
+
+def _cost(task: Task, place: Place) -> tuple[Summary, float | None]:
+    """What a step costs, and the FLOPs a second that all devices have for it, where that is known."""
+    spec, cluster = task.spec, task.recipe.cluster
+    shape = stream.data_shape(task.dataset)
+    cost = summary.summarise(spec.family, spec.options, shape, spec.batch_size, place.world, cluster.zero)
+    peak = peak_flops(cluster.precision, place.device)
+    return cost, peak and peak * place.world
+
+
+def _preview(place: Place, state: State, previews: Previews, saver: Saver) -> None:
+    """Draw with the average as it is now. Collective, for ZeRO-3."""
+    average = state.average()
+    if place.rank == 0:
+        saver.preview(state.step, partial(previews.png, previews.draw(average)))
 
 
 def _checkpoint(state: State, meter: Meter) -> Checkpoint:

@@ -25,7 +25,8 @@ SAY_SECONDS = 1.0  # between lines of progress: small networks take thousands of
 
 def diverged_advice(model: str) -> str:
     """What to change where numbers are no longer finite."""
-    return f"lower the learning rate (models.{model}.lr), clip the gradients (cluster.clip_norm) or change the seed"
+    section = f"models.{model}"
+    return f"lower the learning rate ({section}.lr), clip the gradients ({section}.clip_norm) or change the seed"
 
 
 def memory_bytes(device: torch.device) -> int:

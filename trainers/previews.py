@@ -7,10 +7,12 @@ The forward pass is about as much work as one step's and runs on the device; the
 """
 
 import time
+from collections.abc import Mapping
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from pipeline import __version__, pictures
 from trainers import families, stream
@@ -34,22 +36,23 @@ class Previews:
         self.labels = [label for label in range(shown) for _ in range(PER_CLASS)] or [0] * UNCONDITIONAL
         self._device = place.device
         self._network: torch.nn.Module | None = None
+        self._by_clock = task.recipe.cluster.zero < 3  # there all workers draw together, and clocks differ
         self._last = time.monotonic()
 
     def due(self, step: int) -> bool:
-        """Whether to draw after this step."""
+        """Whether to draw after this step; at ZeRO-3, where the average is gathered for it, the same on all workers."""
         spec = self.task.spec
         every = spec.preview_every_steps
         if every is not None:
             return every > 0 and (step % every == 0 or step == spec.steps)
-        waited = time.monotonic() - self._last >= LEAST_SECONDS
+        waited = not self._by_clock or time.monotonic() - self._last >= LEAST_SECONDS
         return step == spec.steps or (waited and step % max(1, spec.steps // PREVIEWS) == 0)
 
-    def draw(self) -> Images:
-        """Images (N, H, W, C) by the averaged weights as they are now."""
+    def draw(self, average: Mapping[str, Tensor]) -> Images:
+        """Images (N, H, W, C) by the sampling network with these weights."""
         self._last = time.monotonic()
         model, network = self.state.model, self._own_network()
-        network.load_state_dict(self.state.ema)
+        network.load_state_dict(average)
         seed = self.task.spec.seed * len(self.labels)
         z_NZ = families.latents(range(seed, seed + len(self.labels)), model.latent_size).to(self._device)
         with torch.inference_mode():

@@ -61,10 +61,10 @@ class Probed:
         if name == self.model.sampler:
             step = engine.step
 
-            def probed(loss: Tensor, lr: float) -> Any:
-                result = step(loss, lr)
+            def probed(loss: Tensor, lr: float) -> Tensor:
+                norm = step(loss, lr)
                 self._after_step(module)
-                return result
+                return norm
 
             engine.step = probed  # type: ignore[method-assign]  # the engine itself, seen from outside
         return engine

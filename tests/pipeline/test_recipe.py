@@ -98,7 +98,7 @@ def test_the_family_checks_its_own_fields(tmp_path: Path, old: str, new: str, ex
         ("models.vae.steps", r"--set: expected path.to.field=value, got 'models.vae.steps'"),
         ("name.x=1", r"--set name.x: name is no section"),
         ("models.vae.steps=[", r"--set models.vae.steps: expected a YAML value"),
-        ("cluster.zero=7", r"cluster.zero: expected 0, 1 or 2, got 7"),
+        ("cluster.zero=7", r"cluster.zero: expected 0, 1, 2 or 3, got 7"),
     ],
 )
 def test_a_wrong_override_is_named(tmp_path: Path, override: str, expected: str) -> None:

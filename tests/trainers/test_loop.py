@@ -34,11 +34,11 @@ class DyingEngine(TorchEngine):
         super().__init__(module, settings)
         self.steps_left = steps_left
 
-    def step(self, loss: Tensor, lr: float) -> None:
+    def step(self, loss: Tensor, lr: float) -> Tensor:
         if not self.steps_left:
             raise KilledError
         self.steps_left -= 1
-        super().step(loss, lr)
+        return super().step(loss, lr)
 
 
 def task_of(digits: Digits, model: str, run_id: str, *overrides: str) -> Task:
@@ -113,12 +113,13 @@ class Poisoned(TorchEngine):
 
     steps = 0
 
-    def step(self, loss: Tensor, lr: float) -> None:
-        super().step(loss, 1e-4)
+    def step(self, loss: Tensor, lr: float) -> Tensor:
+        norm = super().step(loss, 1e-4)
         self.steps += 1
         if self.steps == 5:
             with torch.no_grad():
                 next(self.module.parameters()).fill_(float("inf"))
+        return norm
 
 
 def worker(rank: int, world: int, folder: str, run_id: str, model: str, dataset_ref: str, store_uri: str) -> None:

@@ -47,12 +47,12 @@ def test_the_images_are_those_of_the_averaged_weights_a_row_for_each_class(digit
     task = task_of(digits, "gan", "preview-weights")
     state = State(task, HERE, TorchEngine)
     previews = Previews(task, HERE, state)
-    before = previews.draw()
+    before = previews.draw(state.average())
     assert before.shape == (80, 8, 8, 1) and previews.labels[:9] == [0] * 8 + [1]
     with torch.no_grad():
         for parameter in state.networks[state.model.sampler].parameters():
             parameter.add_(1.0)
-    assert np.array_equal(previews.draw(), before)  # the average has not moved
-    for tensor in state.ema.values():
+    assert np.array_equal(previews.draw(state.average()), before)  # the average has not moved
+    for tensor in state.average().values():
         tensor.mul_(2.0)
-    assert not np.array_equal(previews.draw(), before)
+    assert not np.array_equal(previews.draw(state.average()), before)

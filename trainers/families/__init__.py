@@ -17,13 +17,14 @@ import pkgutil
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import torch
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from torch import Tensor, nn
 
 from pipeline.errors import RecipeError
+from pipeline.recipe import ClusterSpec
 from trainers.alarms import Alarm
 from trainers.augment import Augment
 
@@ -97,6 +98,7 @@ class Adam:
     weight_decay: float = 0.0
     warmup_steps: int = 0
     decay: Literal["none", "cosine"] = "none"
+    clip_norm: float = 0.0  # gradients of a larger joint norm are scaled to it (Pascanu et al. 2013); 0: none
 
     def lr_at(self, step: int, steps: int) -> float:
         """The learning rate of a step: linear warm-up, then constant or a half cosine to zero at the last step."""
@@ -149,6 +151,17 @@ class FamilyConfig(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     augment: Augment | None = None  # of the real images that are trained on
+    clip_norm: Annotated[float, Field(ge=0.0, le=1e9)] = 0.0  # of each network's gradient, in every engine; 0: none
+
+    @property
+    def differentiates_twice(self) -> bool:
+        """Whether a loss holds a gradient, as exact gradient penalties do."""
+        return False
+
+    @property
+    def adapts_to_batches(self) -> bool:
+        """Whether a phase changes something by the batch as a whole, so that it cannot be computed in parts."""
+        return False
 
 
 def names() -> list[str]:
@@ -181,9 +194,22 @@ def build(family: str, config: FamilyConfig, shape: DataShape, seed: int) -> Mod
     return model
 
 
-def check_model(family: str, options: Mapping[str, Any], where: str) -> None:
-    """The recipe check of the entry points `atelier.recipe_checks`: raises RecipeError where a section is wrong."""
-    parse_config(family, options, where)
+def check_model(family: str, options: Mapping[str, Any], where: str, cluster: ClusterSpec | None = None) -> None:
+    """The recipe check of the entry points `atelier.recipe_checks`: raises RecipeError where a section is wrong, or
+    where the cluster's settings would not compute what it says."""
+    config = parse_config(family, options, where)
+    cluster = cluster or ClusterSpec()
+    if cluster.compile and config.differentiates_twice:
+        other = "penalty: perturbed or " if "penalty" in type(config).model_fields else ""
+        raise RecipeError(
+            f"cluster.compile: expected false with {where}, got true; its exact gradient penalties differentiate "
+            f"twice, which torch.compile cannot; choose {other}compile: false"
+        )
+    if cluster.accumulate > 1 and config.adapts_to_batches:
+        raise RecipeError(
+            f"cluster.accumulate: expected 1 with {where}.ada_target, which looks at whole batches, got "
+            f"{cluster.accumulate}; choose accumulate: 1 or ada_target: 0"
+        )
 
 
 def latents(seeds: Sequence[int], latent_size: int) -> Tensor:

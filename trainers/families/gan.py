@@ -55,6 +55,14 @@ class Config(PlayersConfig):
                 raise ValueError(f"{field} is used with {setting} only")
         return self
 
+    @property
+    def differentiates_twice(self) -> bool:
+        return self.penalty == "exact" and max(self.r1_gamma, self.r2_gamma) > 0
+
+    @property
+    def adapts_to_batches(self) -> bool:
+        return self.ada_target > 0
+
     def gammas(self, step: int) -> dict[str, float]:
         """The penalties' weights of a step. They fall as in R3GAN's recipe (Huang et al. 2024), here geometrically."""
         done = min(1.0, step / self.gamma_decay_steps) if self.gamma_decay_steps else 0.0
@@ -82,6 +90,7 @@ class GanModel(Model):
             beta2=config.beta2,
             warmup_steps=config.lr_warmup_steps,
             decay=config.lr_decay,
+            clip_norm=config.clip_norm,
         )
         self.optimizers = {"generator": adam, "discriminator": adam}
         self.phases = [

@@ -253,6 +253,7 @@ class VaeModel(Model):
                 weight_decay=config.weight_decay,
                 warmup_steps=config.lr_warmup_steps,
                 decay=config.lr_decay,
+                clip_norm=config.clip_norm,
             )
         }
         self.phases = [Phase("vae", "vae", self._loss)]

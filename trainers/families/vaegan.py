@@ -23,6 +23,7 @@ from trainers.families import Adam, Batch, DataShape, Model, Networks, Noise, Ph
 from trainers.networks import players
 from trainers.networks.latent import kl_to_standard_normal
 from trainers.networks.players import Discriminator, PlayersConfig
+from trainers.precision import single
 
 
 class Config(PlayersConfig):
@@ -40,6 +41,10 @@ class Config(PlayersConfig):
     lr: Annotated[float, Field(gt=0.0, le=1.0)] = 1e-3
     beta2: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.99
     lr_warmup_steps: Annotated[int, Field(ge=0)] = 50
+
+    @property
+    def differentiates_twice(self) -> bool:
+        return max(self.r1_gamma, self.r2_gamma) > 0
 
 
 class Autoencoder(nn.Module):
@@ -68,7 +73,7 @@ class Autoencoder(nn.Module):
 
 def squared_distance(a: Tensor, b: Tensor) -> Tensor:
     """-log N(a; b, 1) without its constant, (B,): half the sum over an image of squared differences."""
-    return 0.5 * (a - b).square().flatten(1).sum(1)
+    return 0.5 * (single(a) - single(b)).square().flatten(1).sum(1)
 
 
 class VaeGanModel(Model):
@@ -84,7 +89,13 @@ class VaeGanModel(Model):
                 bias=config.loss not in adversarial.ONLY_DIFFERENCES,  # it would drift
             ),
         }
-        adam = Adam(lr=config.lr, beta1=0.0, beta2=config.beta2, warmup_steps=config.lr_warmup_steps)
+        adam = Adam(
+            lr=config.lr,
+            beta1=0.0,
+            beta2=config.beta2,
+            warmup_steps=config.lr_warmup_steps,
+            clip_norm=config.clip_norm,
+        )
         self.optimizers = {"autoencoder": adam, "discriminator": adam}
         self.phases = [
             Phase("discriminator", "discriminator", self._discriminator_phase),

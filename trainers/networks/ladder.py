@@ -10,7 +10,7 @@ Z all latents of an image, groups one after the other from the coarsest, G group
 
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -40,8 +40,7 @@ def spread(depth: int, grids: Sequence[Grid]) -> list[int]:
     return ([0] if len(grids) > 1 else []) + counts[::-1]
 
 
-@dataclass(frozen=True)
-class Drawn:
+class Drawn(NamedTuple):
     """One latent group of a batch, drawn from its posterior, in standard form (`trainers.networks.latent`)."""
 
     value_BLHW: Tensor

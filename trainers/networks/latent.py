@@ -10,15 +10,18 @@ Shape legend: B images, K samples an image, Z latent size, G latent groups, C ch
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from trainers.likelihoods import Likelihood
+from trainers.precision import full, single
 
 
 def kl_to_standard_normal(mean_BZ: Tensor, log_variance_BZ: Tensor) -> Tensor:
     """KL(N(mean, variance) || N(0, 1)) in nats, (B,) (Kingma & Welling 2014, appendix B)."""
+    mean_BZ, log_variance_BZ = single(mean_BZ), single(log_variance_BZ)
     return 0.5 * (mean_BZ**2 + log_variance_BZ.exp() - 1 - log_variance_BZ).flatten(1).sum(1)
 
 
@@ -37,8 +40,7 @@ class Inferred:
     mean_BZ: Tensor  # the posterior's mean
 
 
-@dataclass(frozen=True)
-class Terms:
+class Terms(NamedTuple):
     """What the losses are made of, in nats: K draws of z for each image."""
 
     distortion_BK: Tensor  # -log p(x|z)
@@ -77,7 +79,8 @@ class LatentNetwork(nn.Module, ABC):
             posterior = tuple(tensor.repeat_interleave(draws, 0) for tensor in posterior)
             images_BCHW, labels_B = images_BCHW.repeat_interleave(draws, 0), labels_B.repeat_interleave(draws, 0)
         found = self.infer(posterior, labels_B, noise_BKZ.flatten(0, 1))
-        distortion = self.likelihood.distortion(found.output_BPHW, images_BCHW, self.log_scale)
+        with full(images_BCHW.device):
+            distortion = self.likelihood.distortion(single(found.output_BPHW), images_BCHW, self.log_scale)
         groups = found.rate_BG.shape[1]
         return Terms(
             distortion.view(-1, draws), found.rate_BG.view(-1, draws, groups), found.log_ratio_B.view(-1, draws)

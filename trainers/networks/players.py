@@ -14,6 +14,7 @@ from trainers.networks.mlp import MlpGenerator, MlpTrunk
 from trainers.networks.residual import BASE, LARGE, ResidualGenerator, ResidualTrunk
 from trainers.networks.strided import TINY, StridedGenerator, StridedTrunk
 from trainers.networks.trunk import Trunk
+from trainers.precision import single
 
 Width = Annotated[int, Field(ge=1, le=65536)]
 Hidden = Annotated[tuple[Width, ...], Field(min_length=2, max_length=16)]
@@ -44,6 +45,7 @@ class PlayersConfig(FamilyConfig):
 
 def bounded(images_BCHW: Tensor, config: PlayersConfig) -> Tensor:
     """A generator's output as images: in [-1, 1] with tanh, around it without."""
+    images_BCHW = single(images_BCHW)
     return images_BCHW.tanh() if config.output == "tanh" else images_BCHW
 
 
@@ -95,7 +97,7 @@ class Discriminator(nn.Module):
         logits_P: Tensor = self.logit(features_PF).squeeze(1)
         if self.classes is not None:
             logits_P = logits_P + self.classes(features_PF).gather(1, labels_PM).sum(1)
-        return logits_P
+        return single(logits_P)
 
     def forward(self, images_PCHW: Tensor, labels_PM: Tensor) -> Tensor:
         """Logits (P,): how real each pack (P, M * C, H, W) looks as images of these classes (P, M)."""

@@ -22,9 +22,10 @@ from tests.bench.training.cases import Case
 from tests.bench.training.clock import Clock
 from tests.made import Part, made_dataset
 from trainers import loop
-from trainers.engine import DeepSpeedEngine, Engine, TorchEngine
+from trainers.engine import Engine, TorchEngine
 from trainers.families import Adam
 from trainers.task import Place, Task
+from trainers.zero import deepspeed_engine
 
 SHARD_IMAGES = 2000
 CACHE_BYTES = 10 << 30
@@ -91,7 +92,7 @@ def engine_of(kind: str, module: nn.Module, settings: Adam, zero: int = 0) -> En
     """An engine by the recipe's name for it; deepspeed needs a process group."""
     if kind == "torch":
         return TorchEngine(module, settings)
-    return DeepSpeedEngine(module, settings, zero)  # type: ignore[arg-type]  # the recipe's check of it is not here
+    return deepspeed_engine(module, settings, zero)
 
 
 def new_run() -> str:
