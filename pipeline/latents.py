@@ -53,7 +53,7 @@ def latents(seeds: Sequence[int], latent_size: int) -> "NDArray[np.float32]":
     seeds_B1 = np.asarray(seeds, np.uint64).reshape(-1, 1)
     num_blocks = -(-latent_size // 4)
     blocks_N = np.arange(num_blocks, dtype=np.uint64)
-    zero = np.uint64(0)
+    zero = np.zeros(1, np.uint64)
     key = [seeds_B1 & np.uint64(WORD), seeds_B1 >> np.uint64(32)]
     words_BN4 = np.stack(philox([blocks_N, zero, zero, zero], key), axis=2)
     uniform_BP2 = ((words_BN4.astype(np.float64) + 0.5) / 2**32).reshape(len(seeds), 2 * num_blocks, 2)
