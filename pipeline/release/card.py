@@ -88,7 +88,8 @@ def _colour(dataset: Dataset) -> str:
 
 
 def _data(dataset: Dataset) -> str:
-    splits = ", ".join(f"{count:,} in `{split}`" for split, count in dataset.splits.items())
+    order = sorted(dataset.splits, key=lambda split: (split != "train", split))
+    splits = ", ".join(f"{dataset.splits[split]:,} in `{split}`" for split in order)
     text = f"## Data\n\n{splits}; the model saw `train` alone. "
     text += f"Of {dataset.num_inputs:,} inputs {dataset.num_rejected:,} were no images that could be used and "
     text += f"{dataset.num_duplicates:,} were duplicates."

@@ -38,9 +38,8 @@ class OnnxSampler:
             self.session: Any = onnxruntime.InferenceSession(model, providers=["CPUExecutionProvider"])
             inputs = {one.name: one for one in self.session.get_inputs()}
             self.latent_size = int(inputs["latent"].shape[1])
-        except (RuntimeError, KeyError, IndexError, TypeError, ValueError) as error:
-            # onnxruntime's own errors are RuntimeErrors
-            raise IntegrityError(f"{where}/{MODEL}: expected a sampler as ONNX, got {error!s:.120}") from None
+        except Exception as error:  # onnxruntime's own errors have no base in common
+            raise IntegrityError(f"{where}/{MODEL}: expected a sampler as ONNX, got {error!s:.120}") from error
         self.made_with = f"onnxruntime {onnxruntime.__version__}"
 
     def images(self, seeds: Sequence[int], labels: Sequence[int]) -> "Images":
