@@ -9,6 +9,7 @@ import pytest
 from pipeline.errors import RecipeError, RecordError
 from pipeline.recipe import GateSpec, load_recipe
 from pipeline.release.gate import Bounds, Measured, decide, gain_of
+from pipeline.release.records import Verdict
 from tests.made_releases import RECIPE
 
 WIDE = {"frechet_distance": (5.0, 4.0, 7.0), "recall": (0.5, 0.4, 0.6), "near_copies": (0.02, 0.0, 0.05)}
@@ -35,17 +36,18 @@ def test_a_tie_keeps_the_champion() -> None:
 def test_better_within_the_interval_is_not_enough(direction: Any, sign: int) -> None:
     spec = GateSpec(metric="x", direction=direction)
 
-    def of(value: float) -> tuple[float, float, float]:
-        low, high = sorted((sign * (value - 3), sign * (value + 4)))
+    def of(value: float, below: float, above: float) -> tuple[float, float, float]:
+        low, high = sorted((sign * (value - below), sign * (value + above)))
         return sign * value, low, high
 
-    champion = measured(1, x=of(20))
-    near = decide(spec, measured(2, x=of(15.1)), champion)  # the interval of the difference reaches sqrt(3^2 + 4^2)
+    def judged(value: float) -> Verdict:
+        """Only the sides that face each other count: the interval of the difference reaches sqrt(3^2 + 4^2)."""
+        return decide(spec, measured(2, x=of(value, 8, 4)), measured(1, x=of(20, 3, 9)))
+
+    near, far, worse = judged(15.1), judged(14.9), judged(30)
     assert not near.promoted and near.gain == pytest.approx(4.9) and near.short_by == pytest.approx(0.1)
     assert "better, 0.1 short of more than 0" in near.reason
-    far = decide(spec, measured(2, x=of(14.9)), champion)
     assert far.promoted and far.gain_low == pytest.approx(0.1) and far.short_by is None
-    worse = decide(spec, measured(2, x=of(30)), champion)
     assert not worse.promoted and "no better" in worse.reason and worse.short_by == pytest.approx(15)
 
 
