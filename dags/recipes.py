@@ -68,7 +68,7 @@ def model_tasks(recipe: Recipe, model: str, dataset_uri: Any) -> None:
     evaluation: Any = ray_job(recipe, "evaluate", {"run": run}).output
     samples: Any = ray_job(recipe, "sample", {"run": run}).output
     release: Any = publish(recipe.to_json(), model, run, evaluation, samples)
-    promote(release, recipe.release.alias)
+    promote(recipe.to_json(), release)
 
 
 def ray_job(recipe: Recipe, verb: str, options: dict[str, Any], **airflow_options: Any) -> RayJobOperator:
@@ -106,11 +106,11 @@ def publish(recipe_json: str, model: str, run_uri: str, evaluation_uri: str, sam
 
 
 @task
-def promote(release_uri: str, alias: str, run_id: Any = None) -> None:
-    """Move the recipe's alias to the release."""
+def promote(recipe_json: str, release_uri: str, run_id: Any = None) -> str:
+    """Give the release the recipe's alias, if the gate finds it better than the one that has it; gives the reason."""
     from pipeline.releases import promote_uri
 
-    promote_uri(release_uri, alias, who="airflow", why=f"Airflow's run {run_id}")
+    return promote_uri(recipe_json, release_uri, who="airflow", why=f"Airflow's run {run_id}")
 
 
 _settings = Settings.from_environment()

@@ -6,7 +6,7 @@ record never changes. Parents are named by `ref`, the key of their folder relati
 its ref.
 
 Records carry no times: the same inputs give the same bytes, on a rerun too (the store keeps the times of its objects,
-and an alias, which is the one thing that changes, keeps its history with times).
+and an alias, which is the one thing that changes, keeps its history with times: `pipeline.release.records`).
 """
 
 import hashlib
@@ -15,7 +15,7 @@ import re
 from collections.abc import Mapping
 from typing import Any, ClassVar, Literal, Self, TypeVar
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from pipeline.errors import AlreadyExists, IntegrityError, NotFound, RecordError
 from pipeline.store import Store, open_store
@@ -27,6 +27,10 @@ class Strict(BaseModel):
     """A frozen model that refuses unknown fields."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
+
+    def to_bytes(self) -> bytes:
+        """The model as canonical JSON, the same bytes for the same values."""
+        return (json.dumps(self.model_dump(mode="json"), sort_keys=True, indent=1) + "\n").encode()
 
 
 class FileEntry(Strict):
@@ -81,10 +85,6 @@ class Record(Strict):
     def key_of(self, entry: FileEntry) -> str:
         """Where one of this record's files lies in the store."""
         return f"{self.ref}/{entry.name}"
-
-    def to_bytes(self) -> bytes:
-        """The record as canonical JSON, the same bytes for the same record."""
-        return (json.dumps(self.model_dump(mode="json"), sort_keys=True, indent=1) + "\n").encode()
 
 
 class Statistics(Strict):
@@ -191,7 +191,7 @@ class Evaluation(Record):
 
 
 class SampleSet(Record):
-    """Images made by one run: WebDataset shards (png, class, seed of each image) and a grid."""
+    """Images made by one run: WebDataset shards (png, class, seed of each image), a grid, and the sampler as ONNX."""
 
     file_name: ClassVar[str] = "samples.json"
     kind: Literal["samples"] = "samples"
@@ -199,6 +199,7 @@ class SampleSet(Record):
     run: str
     count: int
     seed: int
+    made_with: str  # the library and the processor's kind: where they are the same, so are the pixels, bit for bit
     files: tuple[FileEntry, ...]
 
     @property
@@ -206,8 +207,26 @@ class SampleSet(Record):
         return f"samples/{self.id}"
 
 
+class Parent(Strict):
+    """A record that this one stands on, and what its bytes were."""
+
+    ref: str
+    sha256: str
+
+
+class Signature(Strict):
+    """An Ed25519 signature (RFC 8032) of a record's canonical bytes with an empty `value`; both are in hexadecimal."""
+
+    algorithm: Literal["ed25519"] = "ed25519"
+    public_key: str = Field(pattern="^[0-9a-f]{64}$")
+    value: str = Field(pattern="^([0-9a-f]{128})?$")
+
+
 class Release(Record):
-    """A published version: everything a consumer needs, with the digest of every file."""
+    """A published version: everything a consumer needs, with the digest of every file.
+
+    The signature stands in the record, so that the two appear at once and cannot be taken apart by two publishers.
+    """
 
     file_name: ClassVar[str] = "manifest.json"
     kind: Literal["release"] = "release"
@@ -220,40 +239,15 @@ class Release(Record):
     dataset: str
     family: str
     license: str
+    protocol: str  # of the figures
     figures: dict[str, Figure]
+    parents: tuple[Parent, ...]  # run, evaluation, samples and dataset
     files: tuple[FileEntry, ...]
+    signature: Signature | None = None
 
     @property
     def ref(self) -> str:
         return f"releases/{self.name}/{self.number}"
-
-
-class Move(Strict):
-    """One entry of an alias's history."""
-
-    number: int
-    at: str  # UTC, ISO 8601
-    who: str
-    why: str
-
-
-class Alias(Strict):
-    """A name that moves between releases; the newest move is last."""
-
-    schema_number: Literal[1] = 1
-    name: str
-    alias: str
-    history: tuple[Move, ...]
-
-    @property
-    def number(self) -> int:
-        """The release that the alias names now."""
-        return self.history[-1].number
-
-    @property
-    def key(self) -> str:
-        """Where the alias lies in the store."""
-        return f"aliases/{self.name}/{self.alias}.json"
 
 
 AnyRecord = Dataset | Run | Evaluation | SampleSet | Release

@@ -12,7 +12,7 @@ from typer.core import TyperGroup
 from typer.main import get_command
 
 from pipeline import __version__
-from pipeline.artifacts import Dataset, Located, open_record, split_uri
+from pipeline.artifacts import Dataset, Located, Release, open_record, split_uri
 from pipeline.console import (
     JsonOption,
     RecipeArgument,
@@ -26,6 +26,7 @@ from pipeline.console import (
     run_main,
     say,
 )
+from pipeline.errors import IntegrityError
 from pipeline.settings import Settings
 
 ORDER = (
@@ -37,6 +38,9 @@ ORDER = (
     "sample",
     "publish",
     "promote",
+    "rollback",
+    "retract",
+    "verify",
     "list",
     "show",
     "repair",
@@ -206,12 +210,13 @@ def publish(
 ) -> None:
     """Publish a run with its evaluation and its sample set as a release."""
     from pipeline import releases
+    from pipeline.release.signing import load_signer
 
     settings = Settings.from_environment()
     parsed = read_recipe(recipe, set_, settings)
     with opened_store(split_uri(run_uri)[0], settings) as place:
-        refs = [split_uri(uri)[1] for uri in (run_uri, evaluation, samples)]
-        located = Located.of(place, releases.publish(place, parsed, model, *refs))
+        refs = (split_uri(run_uri)[1], split_uri(evaluation)[1], split_uri(samples)[1])
+        located = Located.of(place, releases.publish(place, parsed, model, *refs, load_signer(settings)))
         report_record(json_, located, f"release   {located.uri}")
 
 
@@ -220,18 +225,93 @@ def promote(
     target: Annotated[str, typer.Argument(help="NAME@NUMBER.", show_default=False)],
     alias: Annotated[str, typer.Option("--alias")] = "champion",
     why: Annotated[str, typer.Option("--why")] = "promoted by hand",
+    gate: Annotated[
+        str | None,
+        typer.Option("--gate", help="Ask the gate of this recipe, which says the alias, too.", show_default=False),
+    ] = None,
     store: StoreOption = None,
     json_: JsonOption = False,
 ) -> None:
-    """Move an alias to a release."""
+    """Move an alias to a release: by hand, or with --gate where it is better than the one that has the alias."""
+    from pipeline import releases
+
+    settings = Settings.from_environment()
+    recipe = read_recipe(gate, None, settings) if gate else None
+    with opened_store(store, settings) as place:
+        release = releases.resolve(place, target)
+        name, number, uri = release.name, release.number, f"{place.uri}/{release.ref}"
+        if recipe:
+            alias, spec = recipe.release.alias, recipe.gate
+            verdict = releases.promote_if_better(place, name, number, alias, spec, who=settings.user, why=why)
+            shown = f"{name}@{alias} is release {number}" if verdict.promoted else f"{name}@candidate is {number}"
+            report(json_, {"uri": uri, "verdict": verdict.model_dump(mode="json")}, f"{shown}: {verdict.reason}")
+            return
+        moved = releases.promote(place, name, number, alias, who=settings.user, why=why)
+        report(json_, {"uri": uri, "alias": moved.model_dump(mode="json")}, f"{name}@{alias} is release {number}")
+
+
+@app.command()
+def rollback(
+    name: Annotated[str, typer.Argument(help="NAME of the releases, such as digits-gan.", show_default=False)],
+    to: Annotated[int | None, typer.Option("--to", help="Number.", show_default="the release before")] = None,
+    alias: Annotated[str, typer.Option("--alias")] = "champion",
+    why: Annotated[str, typer.Option("--why")] = "rolled back by hand",
+    store: StoreOption = None,
+    json_: JsonOption = False,
+) -> None:
+    """Move an alias back to the release that it named before."""
     from pipeline import releases
 
     settings = Settings.from_environment()
     with opened_store(store, settings) as place:
-        release = releases.resolve(place, target)
-        moved = releases.promote(place, release.name, release.number, alias, who=settings.user, why=why)
-        result = {"uri": f"{place.uri}/{release.ref}", "alias": moved.model_dump(mode="json")}
-        report(json_, result, f"{moved.name}@{moved.alias} is release {moved.number}")
+        moved = releases.roll_back(place, name, alias, to, who=settings.user, why=why)
+        result = {"uri": f"{place.uri}/releases/{name}/{moved.number}", "alias": moved.model_dump(mode="json")}
+        report(json_, result, f"{name}@{alias} is release {moved.number}")
+
+
+@app.command()
+def retract(
+    target: Annotated[str, typer.Argument(help="NAME@NUMBER.", show_default=False)],
+    why: Annotated[str, typer.Option("--why", help="Why, for everybody to read.", show_default=False)],
+    store: StoreOption = None,
+    json_: JsonOption = False,
+) -> None:
+    """Take a release back for ever: consumers refuse it, its card says so, and every alias moves off it."""
+    from pipeline import releases
+    from pipeline.release.signing import load_signer
+
+    settings = Settings.from_environment()
+    with opened_store(store, settings) as place:
+        release = releases.resolve(place, target, retracted=True)
+        signer = load_signer(settings)
+        done = releases.retract(place, release.name, release.number, signer, who=settings.user, why=why)
+        result = {"uri": f"{place.uri}/{release.ref}", "retraction": done.model_dump(mode="json")}
+        report(json_, result, f"{done.name}@{done.number} is retracted: {done.why}")
+
+
+@app.command()
+def verify(
+    target: Annotated[str, typer.Argument(help="URI of a release, or NAME@ALIAS.", show_default=False)],
+    share: Annotated[float, typer.Option("--share", min=0, max=1, help="Of the samples to make again.")] = 0.01,
+    seed: Annotated[int | None, typer.Option("--seed", help="Of the choice.", show_default="a random one")] = None,
+    store: StoreOption = None,
+    json_: JsonOption = False,
+) -> None:
+    """Check a release: its signature, the digest of every file, and that samples can be made again from their seeds."""
+    from pipeline import releases
+    from pipeline.release.verify import verify as examine
+
+    settings = Settings.from_environment()
+    by_name = "@" in target and "/" not in target
+    with opened_store(store if by_name else split_uri(target)[0], settings) as place:
+        found = releases.resolve(place, target, retracted=True) if by_name else open_record(target, Release)[1]
+        assert isinstance(found, Release)
+        examined = examine(place, found, settings.trusted_keys, share, seed)
+        uri = f"{place.uri}/{found.ref}"
+        lines = [*(f"fault     {fault}" for fault in examined.faults), *examined.notes]
+        report(json_, {"uri": uri, **examined.model_dump(mode="json")}, *lines)
+        if examined.faults:
+            raise IntegrityError(f"{uri}: expected a release as it was published, found {examined.summary}")
 
 
 @app.command(name="list")
@@ -258,7 +338,7 @@ def show(
     settings = Settings.from_environment()
     by_name = "@" in target and "/" not in target
     with opened_store(store if by_name else split_uri(target)[0], settings) as place:
-        record = releases.resolve(place, target) if by_name else open_record(target)[1]
+        record = releases.resolve(place, target, retracted=True) if by_name else open_record(target)[1]
         located = Located.of(place, record)
         if not isinstance(record, Dataset):
             report_record(json_, located, record_table(located))

@@ -4,7 +4,8 @@ from typing import Any
 
 from rich.table import Table
 
-from pipeline.artifacts import Alias, AnyRecord, Dataset, Evaluation, Located, Release, Run, SampleSet, load
+from pipeline.artifacts import AnyRecord, Dataset, Evaluation, Located, Release, Run, SampleSet, load
+from pipeline.release.records import Alias
 from pipeline.store import Store
 
 _FOLDERS: dict[str, type[AnyRecord]] = {
@@ -27,7 +28,8 @@ def listing(store: Store) -> list[dict[str, Any]]:
                 found.append({"kind": record.kind, "uri": f"{store.uri}/{ref}", "about": about(record)})
     for entry in store.list("aliases/"):
         alias = Alias.model_validate_json(store.get(entry.key))
-        found.append({"kind": "alias", "uri": f"{alias.name}@{alias.alias}", "about": f"release {alias.number}"})
+        about_it = "no release" if alias.number is None else f"release {alias.number}"
+        found.append({"kind": "alias", "uri": f"{alias.name}@{alias.alias}", "about": about_it})
     return found
 
 

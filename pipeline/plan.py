@@ -22,7 +22,8 @@ from pipeline.artifacts import (
 )
 from pipeline.ingest import find_dataset
 from pipeline.recipe import Recipe
-from pipeline.releases import alias_of, find_release, release_id
+from pipeline.release.aliases import judged
+from pipeline.releases import find_release, release_id
 from pipeline.store import Store
 
 PROTOCOL = "atelier-1"  # how figures are computed; figures of different protocols are never compared
@@ -81,8 +82,7 @@ def _model_stages(store: Store, recipe: Recipe, model: str, dataset: Dataset | N
     published = None
     if run and evaluation and samples:
         published = find_release(store, name, release_id(recipe, run.ref, evaluation.ref, samples.ref))
-    alias = alias_of(store, name, release.alias) if published else None
-    promoted = bool(alias and published and any(move.number == published.number for move in alias.history))
+    promoted = bool(published and judged(store, name, published.number, release.alias))
     return [
         _stage(store, "train", model, f"{spec.family}, {spec.steps:,} steps of {spec.batch_size} images", run),
         _stage(store, "evaluate", model, f"{recipe.evaluation.num_samples:,} samples", evaluation),

@@ -197,6 +197,28 @@ class ReleaseSpec(Strict):
     description: str = ""
     alias: str = Field("champion", pattern=NAME_PATTERN)
 
+    @field_validator("alias")
+    @classmethod
+    def _not_the_gates(cls, alias: str) -> str:
+        if alias == "candidate":
+            raise ValueError("another alias than candidate, which names what the gate kept back")
+        return alias
+
+
+class GateSpec(Strict):
+    """What a release must show to take the alias from the one that has it. It enters no id.
+
+    Better means beyond the 95% interval of the difference of the two figures, and by more than `margin`; a tie keeps
+    the champion. The other bars hold for the first release, too.
+    """
+
+    metric: str = "frechet_distance"  # a figure of the evaluation
+    direction: Literal["lower", "higher"] = "lower"  # which is better
+    margin: float = Field(0.0, ge=0, allow_inf_nan=False)  # in the metric's own unit
+    max_near_copies: float | None = Field(None, ge=0, le=1)  # share of samples that nearly are training images
+    floors: dict[str, float] = Field(default_factory=dict)  # figures that must be so high ...
+    ceilings: dict[str, float] = Field(default_factory=dict)  # ... or so low
+
 
 def _source(section: Any) -> SourceBase:
     return section if isinstance(section, SourceBase) else parse_source(section)
@@ -213,6 +235,7 @@ class Recipe(Strict):
     cluster: ClusterSpec = ClusterSpec()
     evaluation: EvaluationSpec = EvaluationSpec()
     release: ReleaseSpec = ReleaseSpec()
+    gate: GateSpec = GateSpec()
     schedule: str | None = None  # cron, for Airflow
 
     @field_validator("name")

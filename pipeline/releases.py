@@ -1,28 +1,26 @@
-"""Publish and promote: from a finished run, its evaluation and its sample set to a version that consumers see.
+"""Publish: from a finished run, its evaluation and its sample set to a version that consumers see.
 
-    releases/<name>/<n>/claim.json     who owns number n: written first, by create, so two publishers get two numbers
-                        ...            model.safetensors, config.json, README.md, grid.png, samples/*.tar
-                        manifest.json  written last: a release without it does not exist for a consumer
-    aliases/<name>/<alias>.json        the one thing that changes, by compare-and-swap, with its history
+    releases/<name>/<n>/claim.json       who owns number n: written first, by create, so two publishers get two numbers
+                        ...              model.safetensors, config.json, model.onnx, README.md, grid.png, samples.json,
+                                         samples/*.tar
+                        manifest.json    written last, signed: a release without it does not exist for a consumer
+                        retraction.json  written where the release is taken back
+    aliases/<name>/<alias>.json          the one thing that changes, by compare-and-swap, with its history
 
 Publishing the same run, evaluation and sample set again finds its own claim and ends with the same release. At any
-moment a consumer sees the old state or the new one.
+moment a consumer sees the old state or the new one. The parts lie in `pipeline.release`.
 """
 
-import datetime
-import io
 import json
-from collections.abc import Iterator
-
-import yaml
+from typing import Any
 
 from pipeline import __version__, pictures, shards
 from pipeline.artifacts import (
-    Alias,
     Dataset,
     Evaluation,
     FileEntry,
-    Move,
+    Parent,
+    Record,
     Release,
     Run,
     SampleSet,
@@ -35,11 +33,33 @@ from pipeline.artifacts import (
     read_file,
     split_uri,
 )
-from pipeline.errors import AlreadyExists, Changed, NotFound, RecordError
+from pipeline.errors import RecordError
 from pipeline.recipe import Recipe, load_recipe
+from pipeline.release import provenance
+from pipeline.release.aliases import alias_of, promote, promote_if_better, retract, roll_back, standing_release
+from pipeline.release.card import CARD, model_card
+from pipeline.release.numbers import claim, find_release, releases_of
+from pipeline.release.signing import Signer, load_signer
+from pipeline.settings import Settings
 from pipeline.store import Store, open_store
 
+__all__ = [
+    "alias_of",
+    "find_release",
+    "promote",
+    "promote_if_better",
+    "promote_uri",
+    "publish",
+    "publish_uris",
+    "release_id",
+    "releases_of",
+    "resolve",
+    "retract",
+    "roll_back",
+]
+
 SAMPLES_FOLDER = "samples"
+INDEX = "samples.json"
 
 
 def release_id(recipe: Recipe, run: str, evaluation: str, samples: str) -> str:
@@ -49,35 +69,36 @@ def release_id(recipe: Recipe, run: str, evaluation: str, samples: str) -> str:
     return digest_of({**parents, "release": spec, "code": __version__})
 
 
-def releases_of(store: Store, name: str) -> Iterator[Release]:
-    """The finished releases of a name, oldest first."""
-    numbers = {int(number) for number in _folders(store, name, Release.file_name)}
-    for number in sorted(numbers):
-        yield load(store, f"releases/{name}/{number}", Release)
-
-
-def find_release(store: Store, name: str, intent: str) -> Release | None:
-    """The finished release with this id, if there is one."""
-    return next((release for release in releases_of(store, name) if release.id == intent), None)
-
-
 def publish_uris(recipe_json: str, model: str, run_uri: str, evaluation_uri: str, samples_uri: str) -> str:
     """`publish` by URIs, as a DAG's task calls it; gives the URI of the release."""
     store = open_store(split_uri(run_uri)[0])
-    refs = [split_uri(uri)[1] for uri in (run_uri, evaluation_uri, samples_uri)]
-    release = publish(store, load_recipe(recipe_json), model, *refs)
+    run, evaluation, samples = (split_uri(uri)[1] for uri in (run_uri, evaluation_uri, samples_uri))
+    signer = load_signer(Settings.from_environment())
+    release = publish(store, load_recipe(recipe_json), model, run, evaluation, samples, signer)
     return f"{store.uri}/{release.ref}"
 
 
-def promote_uri(release_uri: str, alias: str, who: str, why: str) -> None:
-    """`promote` by the URI of a release, as a DAG's task calls it."""
+def promote_uri(recipe_json: str, release_uri: str, who: str, why: str) -> str:
+    """The gate by the URI of a release, as a DAG's task calls it; gives its reason."""
     store, release = open_record(release_uri, Release)
     assert isinstance(release, Release)
-    promote(store, release.name, release.number, alias, who=who, why=why)
+    recipe = load_recipe(recipe_json)
+    verdict = promote_if_better(
+        store, release.name, release.number, recipe.release.alias, recipe.gate, who=who, why=why
+    )
+    return verdict.reason
 
 
-def publish(store: Store, recipe: Recipe, model: str, run_ref: str, evaluation_ref: str, samples_ref: str) -> Release:
-    """Publish a run with its evaluation and its sample set, given by their refs. Raises RecordError."""
+def publish(
+    store: Store,
+    recipe: Recipe,
+    model: str,
+    run_ref: str,
+    evaluation_ref: str,
+    samples_ref: str,
+    signer: Signer | None = None,
+) -> Release:
+    """Publish a run with its evaluation and its sample set, given by their refs. Raises RecordError, IntegrityError."""
     name = recipe.release_name(model)
     intent = release_id(recipe, run_ref, evaluation_ref, samples_ref)
     run = load(store, run_ref, Run)
@@ -88,15 +109,14 @@ def publish(store: Store, recipe: Recipe, model: str, run_ref: str, evaluation_r
             raise RecordError(
                 f"expected a {parent.kind} record of {run.ref}, got {parent.ref}, which is of {parent.run}"
             )
-    number = _claim(store, name, intent)
+    number = claim(store, name, intent)
     ref = f"releases/{name}/{number}"
     if done := find(store, ref, Release):
         return done
     dataset = load(store, run.dataset, Dataset)
-    files = _copy_model(store, run, ref)
-    files += _copy_samples(store, samples, ref, f"{name}/{number}")
-    card = model_card(recipe, name, number, run, dataset, evaluation, samples).encode()
-    files.append(_put(store, ref, "README.md", card))
+    files = [_put(store, ref, entry.name, read_file(store, run, entry)) for entry in run.files]
+    files += _copy_samples(store, samples, dataset, ref, f"{name}/{number}")
+    files.append(_put(store, ref, CARD, model_card(recipe, name, number, run, dataset, evaluation, samples)))
     release = Release(
         code_version=__version__,
         id=intent,
@@ -108,89 +128,33 @@ def publish(store: Store, recipe: Recipe, model: str, run_ref: str, evaluation_r
         dataset=dataset.ref,
         family=run.family,
         license=recipe.release.license,
+        protocol=evaluation.protocol,
         figures=evaluation.figures,
+        parents=tuple(_parent(record) for record in (run, evaluation, samples, dataset)),
         files=tuple(sorted(files, key=lambda entry: entry.name)),
     )
-    return commit(store, release)
+    return commit(store, signer.signed(release) if signer else release)
 
 
-def promote(store: Store, name: str, number: int, alias: str, *, who: str, why: str) -> Alias:
-    """Move an alias to a release, once: an alias that names it already is left as it is. Raises RecordError."""
-    if find(store, f"releases/{name}/{number}", Release) is None:
-        known = ", ".join(str(release.number) for release in releases_of(store, name)) or "none"
-        raise RecordError(f"expected a release of {name} (there are: {known}), got {number}")
-    key = Alias(name=name, alias=alias, history=()).key
-    while True:
-        now = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
-        move = Move(number=number, at=now, who=who, why=why)
-        try:
-            data, etag = store.get_with_etag(key)
-        except NotFound:
-            first = Alias(name=name, alias=alias, history=(move,))
-            try:
-                store.create(key, _alias_bytes(first))
-            except AlreadyExists:
-                continue  # another promoter was first: look at what they wrote
-            return first
-        current = Alias.model_validate_json(data)
-        if current.number == number:
-            return current
-        moved = current.model_copy(update={"history": (*current.history, move)})
-        try:
-            store.replace(key, _alias_bytes(moved), etag)
-        except Changed:
-            continue  # as above
-        return moved
+def resolve(store: Store, target: str, *, retracted: bool = False) -> Release:
+    """The release that `NAME@alias` or `NAME@number` names; with `retracted` one that was taken back, too.
 
-
-def alias_of(store: Store, name: str, alias: str) -> Alias | None:
-    """Where an alias points, with its history; None where nobody has set it."""
-    try:
-        return Alias.model_validate_json(store.get(f"aliases/{name}/{alias}.json"))
-    except NotFound:
-        return None
-
-
-def resolve(store: Store, target: str) -> Release:
-    """The release that `NAME@alias` or `NAME@number` names. Raises RecordError saying which there are."""
+    Raises RecordError saying which there are.
+    """
     name, at, which = target.partition("@")
     if not at or not name or not which or "/" in target:
         raise RecordError(f"expected NAME@ALIAS or NAME@NUMBER, such as digits-gan@champion, got {target!r}")
-    if which.isdigit():
-        release = find(store, f"releases/{name}/{int(which)}", Release)
-    else:
-        alias = alias_of(store, name, which)
-        release = load(store, f"releases/{name}/{alias.number}", Release) if alias else None
+    alias = None if which.isdigit() else alias_of(store, name, which)
+    number = int(which) if which.isdigit() else alias.number if alias else None
+    release = None if number is None else find(store, f"releases/{name}/{number}", Release)
     if release is None:
         there = ", ".join(f"{name}@{found.number}" for found in releases_of(store, name)) or f"none of {name}"
         raise RecordError(f"{store.uri}: expected a release, {target} names none; there are: {there}")
-    return release
+    return release if retracted else standing_release(store, name, release.number)
 
 
-def _claim(store: Store, name: str, intent: str) -> int:
-    """The number that this intent owns, taking the next free one where it owns none yet."""
-    body = json.dumps({"id": intent}).encode()
-    taken = sorted(int(number) for number in _folders(store, name, "claim.json"))
-    for number in taken:
-        if store.get(f"releases/{name}/{number}/claim.json") == body:
-            return number
-    number = max(taken, default=0)
-    while True:
-        number += 1
-        try:
-            store.create(f"releases/{name}/{number}/claim.json", body)
-        except AlreadyExists:
-            if store.get(f"releases/{name}/{number}/claim.json") != body:
-                continue
-        return number
-
-
-def _folders(store: Store, name: str, file_name: str) -> Iterator[str]:
-    """The numbers of the folders of a name that hold `file_name`."""
-    for entry in store.list(f"releases/{name}/"):
-        _, _, number, *rest = entry.key.split("/")
-        if rest == [file_name] and number.isdigit():
-            yield number
+def _parent(record: Record) -> Parent:
+    return Parent(ref=record.ref, sha256=file_entry(record.file_name, record.to_bytes()).sha256)
 
 
 def _put(store: Store, ref: str, name: str, data: bytes) -> FileEntry:
@@ -198,75 +162,42 @@ def _put(store: Store, ref: str, name: str, data: bytes) -> FileEntry:
     return file_entry(name, data)
 
 
-def _copy_model(store: Store, run: Run, ref: str) -> list[FileEntry]:
-    return [_put(store, ref, entry.name, read_file(store, run, entry)) for entry in run.files]
-
-
-def _copy_samples(store: Store, samples: SampleSet, ref: str, release: str) -> list[FileEntry]:
-    """Copy the sample set, writing into each image's own metadata which release it belongs to."""
-    files = []
+def _copy_samples(store: Store, samples: SampleSet, dataset: Dataset, ref: str, release: str) -> list[FileEntry]:
+    """Copy the sample set, writing into each image's own metadata which release it belongs to, and its index."""
+    files: list[FileEntry] = []
+    listed: list[dict[str, Any]] = []
     for entry in samples.files:
         data = read_file(store, samples, entry)
         if entry.name.endswith(".tar"):
             tagged = [_tag(sample, release) for sample in shards.read_shard(data)]
             files.append(_put(store, ref, f"{SAMPLES_FOLDER}/{entry.name}", shards.write_shard(tagged)))
+            listed.append(_listed(files[-1], tagged))
+        elif entry.name.endswith(".png"):
+            files.append(_put(store, ref, entry.name, pictures.add_text(data, provenance.of_release(release))))
         else:
-            files.append(_put(store, ref, entry.name, pictures.add_text(data, {"atelier:release": release})))
-    return files
+            files.append(_put(store, ref, entry.name, data))
+    index = {
+        "schema_number": 1,
+        "release": release,
+        "count": samples.count,
+        "seed": samples.seed,
+        "made_with": samples.made_with,
+        "classes": dataset.classes,
+        "shards": listed,
+    }
+    return [*files, _put(store, ref, INDEX, (json.dumps(index, sort_keys=True) + "\n").encode())]
 
 
 def _tag(sample: shards.Sample, release: str) -> shards.Sample:
-    png = pictures.add_text(sample.image, {"atelier:release": release})
+    png = pictures.add_text(sample.image, provenance.of_release(release))
     return shards.Sample(key=sample.key, members={**sample.members, sample.extension: png})
 
 
-def _alias_bytes(alias: Alias) -> bytes:
-    return (alias.model_dump_json(indent=1) + "\n").encode()
-
-
-def model_card(
-    recipe: Recipe,
-    name: str,
-    number: int,
-    run: Run,
-    dataset: Dataset,
-    evaluation: Evaluation,
-    samples: SampleSet,
-) -> str:
-    """The release's README.md: Hugging Face front matter, figures, lineage and how to use it."""
-    front = {
-        "license": recipe.release.license,
-        "library_name": "atelier",
-        "pipeline_tag": "unconditional-image-generation",
-        "tags": ["image-generation", run.family, dataset.name],
+def _listed(entry: FileEntry, samples: list[shards.Sample]) -> dict[str, Any]:
+    """What the index says of a shard: the key, seed and class index (null without classes) of each image in turn."""
+    return {
+        "name": entry.name,
+        "keys": [sample.key for sample in samples],
+        "seeds": [sample.info["seed"] for sample in samples],
+        "labels": [sample.label for sample in samples],
     }
-    text = io.StringIO()
-    text.write(f"---\n{yaml.safe_dump(front, sort_keys=False)}---\n\n# {name} {number}\n\n")
-    if recipe.release.description:
-        text.write(f"{recipe.release.description}\n\n")
-    kind = "class-conditional" if dataset.classes else "unconditional"
-    text.write(
-        f"A {kind} `{run.family}` trained for {run.steps:,} steps ({run.images_seen:,} images seen) on the dataset "
-        f"`{dataset.name}`: {dataset.splits.get('train', 0):,} training images of "
-        f"{dataset.channels}x{dataset.height}x{dataset.width}.\n\n![Generated samples](grid.png)\n\n"
-    )
-    text.write(f"## Figures\n\nOn the split `{evaluation.split}`, protocol `{evaluation.protocol}`. ")
-    text.write(f"Features: {evaluation.extractor_note}\n\n")
-    text.write(
-        "| figure | value | 95% interval | unit | samples | real images |\n| --- | --- | --- | --- | --- | --- |\n"
-    )
-    for figure_name, figure in evaluation.figures.items():
-        interval = "" if figure.low is None or figure.high is None else f"{figure.low:.4g} to {figure.high:.4g}"
-        text.write(
-            f"| {figure_name} | {figure.value:.4g} | {interval} | {figure.unit} | "
-            f"{figure.num_samples:,} | {figure.num_real:,} |\n"
-        )
-    text.write(
-        f"\n## Use\n\n    atelier sample {name}@{number} --count 64 --out grid.png\n\n"
-        f"`samples/` holds {samples.count:,} generated images as WebDataset shards: each with its class, its seed, and "
-        "in its own PNG metadata that this model made it.\n\n"
-        f"## Lineage\n\n- run `{run.ref}`\n- dataset `{dataset.ref}` (source fingerprint "
-        f"`{dataset.source_fingerprint}`)\n- evaluation `{evaluation.ref}`\n- sample set `{samples.ref}`\n"
-        f"- atelier {run.code_version}, seed {run.config.get('seed')}\n"
-    )
-    return text.getvalue()

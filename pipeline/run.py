@@ -16,6 +16,7 @@ from pipeline.errors import RecipeError
 from pipeline.plan import Stage, plan
 from pipeline.progress import shown
 from pipeline.recipe import Recipe, check_models
+from pipeline.release.signing import load_signer
 from pipeline.settings import Settings
 from pipeline.store import Store
 
@@ -86,15 +87,25 @@ def _run_model(
     evaluation = stage("evaluate", model, lambda: stage_function("evaluate")(store, recipe, run, settings, say))
     samples = stage("sample", model, lambda: stage_function("sample")(store, recipe, run))
     assert isinstance(evaluation, Evaluation) and isinstance(samples, SampleSet)
-    release = stage(
-        "publish", model, lambda: releases.publish(store, recipe, model, run.ref, evaluation.ref, samples.ref)
-    )
+
+    def publish() -> AnyRecord:
+        signer = load_signer(settings)
+        return releases.publish(store, recipe, model, run.ref, evaluation.ref, samples.ref, signer)
+
+    release = stage("publish", model, publish)
     assert isinstance(release, Release)
 
     def promote() -> AnyRecord:
-        releases.promote(
-            store, release.name, release.number, recipe.release.alias, who=settings.user, why="atelier run"
+        verdict = releases.promote_if_better(
+            store,
+            release.name,
+            release.number,
+            recipe.release.alias,
+            recipe.gate,
+            who=settings.user,
+            why="atelier run",
         )
+        say(f"{model}.promote: {'promoted' if verdict.promoted else 'kept as candidate'}: {verdict.reason}")
         return release
 
     stage("promote", model, promote)

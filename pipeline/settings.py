@@ -7,12 +7,16 @@
 | ATELIER_RECIPES | folders of recipes beside the ones that ship, joined by `:` | none |
 | ATELIER_CACHE | folder of decoded shards, shared by the workers of a node | `cache` in ATELIER_HOME |
 | ATELIER_CACHE_GB | most that lies there, in GB | half of what is free, at most 100 |
+| ATELIER_SIGNING_KEY | Ed25519 private key that signs releases, as PEM | that of the file |
+| ATELIER_SIGNING_KEY_FILE | file of that key | `signing-key.pem` in ATELIER_HOME, made on first use |
+| ATELIER_TRUSTED_KEYS | public keys in hexadecimal, joined by `,`; a release by another or none is refused | any |
 | RAY_ADDRESS | Ray cluster that `train` joins | a cluster of this process |
 | AWS_ENDPOINT_URL_S3 | an S3 server other than Amazon's; boto3 reads it too | Amazon's, or the embedded store |
 | RAY_AUTH_TOKEN, RAY_AUTH_TOKEN_PATH | token of Ray's Jobs API | none |
 """
 
 import os
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -36,6 +40,9 @@ class Settings:
     ray_address: str | None
     s3_endpoint: str | None
     user: str
+    signing_key: str | None = None
+    signing_key_file: Path | None = None
+    trusted_keys: tuple[str, ...] = ()
 
     @classmethod
     def from_environment(cls) -> "Settings":
@@ -46,17 +53,35 @@ class Settings:
             store=env.get("ATELIER_STORE") or None,
             home=Path(env.get("ATELIER_HOME") or ".atelier").absolute(),
             recipe_folders=tuple(Path(f).absolute() for f in folders.split(os.pathsep) if f),
-            cache=Path(env["ATELIER_CACHE"]).absolute() if env.get("ATELIER_CACHE") else None,
+            cache=_path(env.get("ATELIER_CACHE")),
             cache_gb=_gigabytes(env.get("ATELIER_CACHE_GB")),
             ray_address=env.get("RAY_ADDRESS") or None,
             s3_endpoint=env.get("AWS_ENDPOINT_URL_S3") or None,
             user=env.get("USER") or env.get("LOGNAME") or "unknown",
+            signing_key=env.get("ATELIER_SIGNING_KEY") or None,
+            signing_key_file=_path(env.get("ATELIER_SIGNING_KEY_FILE")),
+            trusted_keys=_public_keys(env.get("ATELIER_TRUSTED_KEYS", "")),
         )
 
     @property
     def cache_folder(self) -> Path:
         """Where decoded shards are kept."""
         return self.cache or self.home / "cache"
+
+
+def _path(text: str | None) -> Path | None:
+    return Path(text).absolute() if text else None
+
+
+def _public_keys(text: str) -> tuple[str, ...]:
+    keys = tuple(key.strip().lower() for key in text.split(",") if key.strip())
+    for key in keys:
+        if not re.fullmatch("[0-9a-f]{64}", key):
+            raise UserError(
+                "ATELIER_TRUSTED_KEYS: expected public keys of 64 hexadecimal digits, joined by `,` (`atelier verify` "
+                f"shows a release's), got {key!r:.80}"
+            )
+    return keys
 
 
 def _gigabytes(text: str | None) -> float | None:

@@ -10,6 +10,8 @@ from pipeline import pictures, shards
 from pipeline.artifacts import Dataset, Release, load, read_file
 from pipeline.plan import Stage, plan
 from pipeline.recipe import Recipe
+from pipeline.release.aliases import judged
+from pipeline.release.records import CANDIDATE
 from pipeline.run import Seconds, task_name
 from pipeline.store import Store
 
@@ -153,7 +155,8 @@ def summary(store: Store, recipe: Recipe, seconds: Seconds, folder: Path) -> tup
     if seconds:
         shown.append(seconds_table(seconds))
     for release, path in zip(releases, grids, strict=True):
-        alias = recipe.release.alias
+        verdict = judged(store, release.name, release.number, recipe.release.alias)
+        alias = CANDIDATE if verdict and not verdict.promoted else recipe.release.alias
         shown.append(f"{store.uri}/{release.ref}  ({release.name}@{alias})  grid: {path}")
     if comparison:
         shown.append(f"real and generated side by side: {comparison}")

@@ -6,7 +6,6 @@ from typing import Any
 import pytest
 
 from pipeline.artifacts import (
-    Alias,
     AnyRecord,
     Changes,
     Dataset,
@@ -14,7 +13,6 @@ from pipeline.artifacts import (
     Figure,
     FileEntry,
     Located,
-    Move,
     Release,
     Run,
     SampleSet,
@@ -29,6 +27,7 @@ from pipeline.artifacts import (
     split_uri,
 )
 from pipeline.errors import IntegrityError, NotFound, RecordError, UserError
+from pipeline.release.records import Alias, Move
 from pipeline.store import Store
 
 FIGURE = Figure(value=1.5, unit="nats", num_samples=10, low=1.0, high=2.0)
@@ -82,7 +81,7 @@ EVALUATION = Evaluation(
     seed=0,
     figures={"elbo": FIGURE},
 )
-SAMPLES = SampleSet(code_version="0.1.0", id="5" * 16, run=RUN.ref, count=4, seed=0, files=())
+SAMPLES = SampleSet(code_version="0.1.0", id="5" * 16, run=RUN.ref, count=4, seed=0, made_with="hand", files=())
 RELEASE = Release(
     code_version="0.1.0",
     id="4" * 16,
@@ -94,6 +93,8 @@ RELEASE = Release(
     dataset=DATASET.ref,
     family="vae",
     license="CC0-1.0",
+    protocol="p",
+    parents=(),
     figures={"elbo": FIGURE},
     files=(),
 )

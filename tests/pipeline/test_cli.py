@@ -92,6 +92,9 @@ def test_help_lists_the_verbs_and_needs_no_heavy_library(tmp_path: Path) -> None
         "sample",
         "publish",
         "promote",
+        "rollback",
+        "retract",
+        "verify",
         "list",
         "show",
         "up",
@@ -134,6 +137,8 @@ def test_the_whole_path_in_one_process(tmp_path: Path) -> None:
     assert "label_agreement" in plain.stdout and f"{store}/releases/tiny-vae/1" in plain.stdout
     listed = json.loads(atelier("list", "--store", store, "--json", cwd=tmp_path).stdout)
     assert [row["kind"] for row in listed["records"]] == ["dataset", "run", "evaluation", "samples", "release", "alias"]
+    verified = atelier("verify", "tiny-vae@champion", "--store", store, cwd=tmp_path)
+    assert verified.returncode == 0 and "10 made again by" in verified.stdout and "signed    by" in verified.stdout
     unknown = atelier("sample", "tiny-vae@champion", "--class", "ten", "--store", store, cwd=tmp_path)
     assert "--class: expected one of 0, 1" in error_of(unknown, 2)
 

@@ -24,6 +24,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from torch import Tensor, nn
 
 from pipeline.errors import RecipeError
+from pipeline.latents import latents as latents_of_seeds
 from pipeline.recipe import ClusterSpec
 from trainers.alarms import Alarm
 from trainers.augment import Augment
@@ -214,8 +215,7 @@ def check_model(family: str, options: Mapping[str, Any], where: str, cluster: Cl
 
 def latents(seeds: Sequence[int], latent_size: int) -> Tensor:
     """Standard normal latents (B, Z), each row from its own seed: a sample can be made again from its seed alone."""
-    rows = [torch.randn(latent_size, generator=torch.Generator().manual_seed(seed)) for seed in seeds]
-    return torch.stack(rows) if rows else torch.empty(0, latent_size)
+    return torch.from_numpy(latents_of_seeds(seeds, latent_size))
 
 
 def nats_to_bits_per_dimension(nats: float, shape: DataShape) -> float:

@@ -157,7 +157,7 @@ class Ladder(LatentNetwork):
         return tuple(map_BCHW for map_BCHW, count in zip(features, self.counts, strict=True) if count)
 
     def _start(self, labels_B: Tensor) -> Tensor:
-        h_BCHW = self.top.expand(len(labels_B), -1, -1, -1)
+        h_BCHW = self.top.expand(labels_B.shape[0], -1, -1, -1)
         if self.decoder_classes is not None:
             h_BCHW = h_BCHW + self.decoder_classes(labels_B)[:, :, None, None]
         return h_BCHW

@@ -1,0 +1,1 @@
+"""What a release is made of, one idea a file; `pipeline.releases` is the way in."""
