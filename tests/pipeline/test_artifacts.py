@@ -30,6 +30,7 @@ from pipeline.artifacts import (
 )
 from pipeline.errors import IntegrityError, NotFound, RecordError, UserError
 from pipeline.store import Store
+from tests import made
 
 FIGURE = Figure(value=1.5, unit="nats", num_samples=10, low=1.0, high=2.0)
 DATASET = Dataset(
@@ -75,11 +76,8 @@ EVALUATION = Evaluation(
     id="e" * 16,
     run=RUN.ref,
     dataset=DATASET.ref,
-    split="test",
-    protocol="1",
-    extractor="x",
+    protocol=made.PROTOCOL,
     extractor_note="a classifier",
-    seed=0,
     figures={"elbo": FIGURE},
 )
 SAMPLES = SampleSet(code_version="0.1.0", id="5" * 16, run=RUN.ref, count=4, seed=0, files=())

@@ -23,7 +23,7 @@ from pipeline.artifacts import (
 from pipeline.errors import IntegrityError, RecordError, StoreError
 from pipeline.recipe import Recipe, load_recipe
 from pipeline.store import Store
-from tests.made import record_of
+from tests.made import PROTOCOL, record_of
 
 RECIPE = {
     "name": "tiny",
@@ -56,8 +56,8 @@ def parents(store: Store, mark: str = "a") -> tuple[str, str, str]:
     store.put(f"{run.ref}/config.json", config)
     commit(store, run)
     evaluation = Evaluation(
-        code_version=__version__, id=mark * 16, run=run.ref, dataset=dataset.ref, split="test", protocol="p",
-        extractor="x", extractor_note="A note.", seed=0,
+        code_version=__version__, id=mark * 16, run=run.ref, dataset=dataset.ref, protocol=PROTOCOL,
+        extractor_note="A note.",
         figures={"recall": Figure(value=0.5, unit="share", num_samples=9)},
     )  # fmt: skip
     commit(store, evaluation)
