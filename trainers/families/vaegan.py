@@ -166,6 +166,12 @@ class VaeGanModel(Model):
         assert isinstance(network, Autoencoder)
         return {"rate": kl_to_standard_normal(*network.encode(2 * images_BCHW - 1, labels_B))}
 
+    def posterior_means(self, network: nn.Module, images_BCHW: Tensor, labels_B: Tensor) -> Tensor:
+        """Means of q(z|x, y), (B, Z)."""
+        assert isinstance(network, Autoencoder)
+        mean_BZ: Tensor = network.encode(2 * images_BCHW - 1, labels_B)[0]
+        return mean_BZ
+
 
 def build(config: Config, shape: DataShape) -> Model:
     """Make the VAE/GAN for images of `shape`."""

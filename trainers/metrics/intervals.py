@@ -15,7 +15,8 @@ from torch import Tensor
 from trainers.metrics.checks import check_rows, finite
 
 CONFIDENCE = 0.95
-NUM_RESAMPLES = 1_000  # of values an image has by itself
+NUM_RESAMPLES = 1_000  # of values an image has by itself ...
+RESAMPLED_VALUES = 20_000_000  # ... or as many as make so many values in all, 100 or more
 NUM_PARTS = 200  # of whole sets
 
 
@@ -28,23 +29,25 @@ class Estimate:
     high: float
 
 
-def mean(values_N: Tensor, seed: int, *, num_resamples: int = NUM_RESAMPLES) -> Estimate:
+def mean(values_N: Tensor, seed: int, *, num_resamples: int | None = None) -> Estimate:
     """The mean of per-image values (N,), 2 or more, with its percentile bootstrap interval.
 
     It has no width where all values are equal: read a share of exactly 0 or 1 with the number of images in mind.
     """
     values_N = finite("values", values_N.reshape(-1, 1), rows=2).flatten().cpu()
+    num_resamples = num_resamples or _resamples(len(values_N))
     means_R = _resampled_means(values_N, torch.Generator().manual_seed(seed), num_resamples)
     return Estimate(float(values_N.mean()), *tails(means_R))
 
 
-def ratio_of_means(above_M: Tensor, below_N: Tensor, seed: int, *, num_resamples: int = NUM_RESAMPLES) -> Estimate:
+def ratio_of_means(above_M: Tensor, below_N: Tensor, seed: int, *, num_resamples: int | None = None) -> Estimate:
     """mean(above) / mean(below) of two independent sets of per-image values, with its percentile bootstrap interval.
 
     Both sets are resampled. Infinite where the mean below is 0.
     """
     above_M = finite("values", above_M.reshape(-1, 1), rows=2).flatten().cpu()
     below_N = finite("values", below_N.reshape(-1, 1), rows=2).flatten().cpu()
+    num_resamples = num_resamples or _resamples(max(len(above_M), len(below_N)))
     random = torch.Generator().manual_seed(seed)
     above_R, below_R = (_resampled_means(values, random, num_resamples) for values in (above_M, below_N))
     return Estimate(float(above_M.mean() / below_N.mean()), *tails(above_R / below_R))
@@ -94,6 +97,10 @@ def _resampled_means(values_N: Tensor, random: torch.Generator, num_resamples: i
     num = len(values_N)
     means = [values_N[torch.randint(num, (num,), generator=random)].mean() for _ in range(num_resamples)]
     return torch.stack(means)
+
+
+def _resamples(num_values: int) -> int:
+    return min(NUM_RESAMPLES, max(100, RESAMPLED_VALUES // num_values))
 
 
 def _part(num_rows: int, share: float, random: torch.Generator) -> Tensor:

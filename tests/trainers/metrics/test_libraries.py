@@ -4,7 +4,8 @@ import pytest
 import torch
 from prdc import compute_prdc
 from torch import Tensor, nn
-from torchmetrics.image import FrechetInceptionDistance, KernelInceptionDistance
+from torchmetrics.image.fid import FrechetInceptionDistance
+from torchmetrics.image.kid import KernelInceptionDistance
 
 from tests.trainers.metrics.sets import normal
 from trainers.metrics.frechet import frechet_distance
