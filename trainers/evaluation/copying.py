@@ -128,7 +128,7 @@ def picture(made_NCHW: Tensor, training_NCHW: Tensor) -> bytes:
 
 def _to_others(rows_Q: Tensor, training: Training) -> Tensor:
     """The distance of each of these training images to the nearest other one, (Q,)."""
-    rows, back = rows_Q.unique(return_inverse=True)
+    rows, back = torch.unique(rows_Q, return_inverse=True)
     return copies.nearest_other(rows, copies.nearest(training.of(rows), training.blocks(), k=2))[back]
 
 

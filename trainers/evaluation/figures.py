@@ -73,10 +73,10 @@ def _feature_floors(real: Measured, anchor: Measured, seed: int) -> dict[str, fl
 
 
 def _appearance_estimates(real: Measured, made: Measured, seed: int) -> dict[str, Estimate]:
-    spreads = (appearance.spread(one.features_KD, one.kept_classes) for one in (made, real))
+    spread_M, spread_N = (appearance.spread(one.features_KD, one.kept_classes) for one in (made, real))
     return {
         "sharpness": intervals.ratio_of_means(made.sharpness_N, real.sharpness_N, seed),
-        "diversity": intervals.ratio_of_means(*spreads, seed),
+        "diversity": intervals.ratio_of_means(spread_M, spread_N, seed),
     }
 
 
@@ -85,8 +85,8 @@ def _class_figures(real: Measured, made: Measured, anchor: Measured, num_classes
     if made.read_N is None or anchor.read_N is None or real.read_N is None:
         return {}
 
-    def distance(*classes: Tensor) -> list[float]:
-        return [class_histogram_distance(*classes, num_classes)]
+    def distance(real_N: Tensor, read_M: Tensor) -> list[float]:
+        return [class_histogram_distance(real_N, read_M, num_classes)]
 
     (histogram,) = intervals.subsampled(distance, real.classes_N, made.read_N, seed)
     histogram = replace(histogram, low=max(0.0, histogram.low))

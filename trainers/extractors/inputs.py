@@ -11,11 +11,11 @@ def to_unit(images_NCHW: Tensor) -> Tensor:
     return images_NCHW.float() / (255 if images_NCHW.dtype == torch.uint8 else 1)
 
 
-def check_images(images_NCHW: Tensor, shape: tuple[int, int, int]) -> None:
+def check_images(images_NCHW: Tensor, shape: tuple[int, int, int] | None = None) -> None:
     """Raise UserError for images of another shape, and for values that are not finite or outside [0, 1]."""
-    if images_NCHW.ndim != 4 or tuple(images_NCHW.shape[1:]) != shape or not len(images_NCHW):
+    if images_NCHW.ndim != 4 or (shape and tuple(images_NCHW.shape[1:]) != shape) or not len(images_NCHW):
         raise UserError(
-            f"extractor: expected images (N, {', '.join(map(str, shape))}) as in its dataset, got "
+            f"extractor: expected images (N, {', '.join(map(str, shape or 'CHW'))}) as in its dataset, got "
             f"{tuple(images_NCHW.shape)}; evaluate a run on the dataset that it was trained on"
         )
     if images_NCHW.dtype == torch.uint8:

@@ -33,7 +33,7 @@ BATCH_IMAGES = 64
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 KINDS = ".pt, .pth or .ts (TorchScript, or weights), .onnx, .safetensors (weights)"
 
-Network = Callable[[Tensor], Tensor]  # prepared images (B, C, H, W) -> features (B, ...)
+Network = Callable[[Tensor], Any]  # prepared images (B, C, H, W) -> features (B, ...), if it is one for this
 
 
 @dataclass(frozen=True)
@@ -73,9 +73,11 @@ class FileExtractor:
         Raises UserError for images that are not finite or that the network does not take, and for another output than
         finite features for each image.
         """
-        check_images(images_NCHW, tuple(images_NCHW.shape[1:]))
+        check_images(images_NCHW)
         with torch.inference_mode():
-            return torch.cat([self._checked(prepare(images, self.spec)) for images in images_NCHW.split(BATCH_IMAGES)])
+            return torch.cat(
+                [self._checked(prepare(images, self.spec)) for images in torch.split(images_NCHW, BATCH_IMAGES)]
+            )
 
     def _checked(self, images_BCHW: Tensor) -> Tensor:
         shape = tuple(images_BCHW.shape)
@@ -154,7 +156,7 @@ def _torchscript(data: bytes, path: Path) -> tuple[str, Network]:
     module: Any = torch.jit.load(io.BytesIO(data), map_location="cpu")  # type: ignore[no-untyped-call]  # torch's
     module.eval()
 
-    def network(images_BCHW: Tensor) -> Tensor:
+    def network(images_BCHW: Tensor) -> Any:
         return _first(module(images_BCHW))
 
     return "TorchScript", network
@@ -170,7 +172,7 @@ def _onnx(data: bytes, path: Path) -> tuple[str, Network]:
     session = onnxruntime.InferenceSession(data, options, providers=["CPUExecutionProvider"])
     name = session.get_inputs()[0].name
 
-    def network(images_BCHW: Tensor) -> Tensor:
+    def network(images_BCHW: Tensor) -> Any:
         return torch.from_numpy(session.run(None, {name: images_BCHW.numpy()})[0])
 
     return "ONNX", network
@@ -190,7 +192,7 @@ def _weights(data: bytes, path: Path) -> tuple[str, Network]:
     module.load_state_dict(state)
     module.eval().requires_grad_(False)
 
-    def network(images_BCHW: Tensor) -> Tensor:
+    def network(images_BCHW: Tensor) -> Any:
         return _first(module(images_BCHW))
 
     return "pipeline's own", network

@@ -38,7 +38,7 @@ def spread(features_ND: Tensor, classes_N: Tensor) -> Tensor:
     """
     features_ND = finite("features", features_ND, 2)
     values = []
-    for label in classes_N.unique():
+    for label in torch.unique(classes_N):
         own = features_ND[classes_N == label]
         if len(own) > 1:
             values.append((own - own.mean(0)).square().sum(1) * (len(own) / (len(own) - 1)))

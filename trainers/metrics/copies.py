@@ -5,6 +5,7 @@ All of them are alarms: a share of planted copies raises each (the tests do so),
 Shape legend: Q images that are asked for, T training images of a block, K nearest.
 """
 
+import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 
@@ -96,7 +97,7 @@ def copying_score(
     the space, weighed by the cells' held-out images. Cells with too few images are left out.
     """
     total, weight = 0.0, 0
-    for cell in test_cells_N.unique():
+    for cell in torch.unique(test_cells_N):
         ours, theirs = sample_distances_M[sample_cells_M == cell], test_distances_N[test_cells_N == cell]
         if min(len(ours), len(theirs)) >= MIN_CELL:
             total += len(theirs) * standardised_rank_sum(ours, theirs)
@@ -113,9 +114,9 @@ def standardised_rank_sum(ours_M: Tensor, theirs_N: Tensor) -> float:
     """Mann and Whitney's U of `ours` over `theirs`, less its mean, over its deviation without ties."""
     ordered_N = theirs_N.sort().values
     below_M, upto_M = (torch.searchsorted(ordered_N, ours_M, right=right) for right in (False, True))
-    u = float((below_M + upto_M).double().sum() / 2)
+    u = float((below_M + upto_M).sum()) / 2
     m, n = len(ours_M), len(theirs_N)
-    return (u - m * n / 2) / (m * n * (m + n + 1) / 12) ** 0.5
+    return (u - m * n / 2) / math.sqrt(m * n * (m + n + 1) / 12)
 
 
 def copying_score_estimate(

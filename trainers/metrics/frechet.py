@@ -41,8 +41,8 @@ class Moments:
     @classmethod
     def none(cls, width: int, device: torch.device | None = None) -> Self:
         """One group without rows."""
-        zeros = {"dtype": torch.float64, "device": device}
-        return cls(torch.zeros(1, **zeros), torch.zeros(1, width, **zeros), torch.zeros(1, width, width, **zeros))
+        zero = torch.zeros(1, dtype=torch.float64, device=device)
+        return cls(zero, zero.new_zeros(1, width), zero.new_zeros(1, width, width))
 
     @classmethod
     def groups(cls, parts: "Sequence[Moments]") -> Self:

@@ -39,7 +39,7 @@ def spec_of(path: Path, **fields: Any) -> ExtractorSpec:
 
 def torchscript(path: Path) -> nn.Module:
     network = Small().eval()
-    torch.jit.script(network).save(str(path))
+    torch.jit.save(torch.jit.script(network), str(path))
     return network
 
 
@@ -92,10 +92,10 @@ def test_images_are_prepared_as_the_recipe_says() -> None:
     def prepared(**fields: Any) -> Tensor:
         return prepare(white, ExtractorSpec(path="x.pt", sha256="0" * 64, **fields))
 
-    assert prepared().shape == (1, 1, 4, 4) and prepared().unique().tolist() == [1]
+    assert prepared().shape == (1, 1, 4, 4) and torch.unique(prepared()).tolist() == [1]
     assert prepared(channels=3, side=9).shape == (1, 3, 9, 9)
-    assert prepared(values="symmetric").unique().tolist() == [1]
-    assert prepared(values="bytes").unique().tolist() == [255]
+    assert torch.unique(prepared(values="symmetric")).tolist() == [1]
+    assert torch.unique(prepared(values="bytes")).tolist() == [255]
     red, green, blue = prepared(channels=3, values="imagenet")[0, :, 0, 0].tolist()
     assert (red, green, blue) == pytest.approx(((1 - 0.485) / 0.229, (1 - 0.456) / 0.224, (1 - 0.406) / 0.225))
     colour = torch.tensor([0.0, 0.5, 1.0]).view(1, 3, 1, 1)
@@ -168,7 +168,7 @@ def test_networks_that_give_no_features_are_refused(tmp_path: Path) -> None:
         (Sum(), r"expected features \(B, D\) for images .*, got \(\)"),
         (Log(), "finite features"),
     ):
-        torch.jit.script(network).save(str(tmp_path / "other.ts"))
+        torch.jit.save(torch.jit.script(network), str(tmp_path / "other.ts"))
         with pytest.raises(UserError, match=complaint):
             open_file(spec_of(tmp_path / "other.ts")).features(IMAGES)
 

@@ -23,14 +23,14 @@ def samples(copied: float, noise: float = 0.02) -> Tensor:
 
 
 def blocks(size: int = 300) -> tuple[Tensor, ...]:
-    return TRAINING.split(size)
+    return torch.split(TRAINING, size)
 
 
 @pytest.mark.parametrize("size", [1, 299, 5_000])
 def test_nearest_are_those_of_all_distances(size: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(distances, "BLOCK_BYTES", 8 * 400 * 5)
     expected = torch.cdist(TEST[:30], TRAINING[:700]).topk(4, largest=False)
-    found = copies.nearest(TEST[:30], TRAINING[:700].split(size), k=4)
+    found = copies.nearest(TEST[:30], torch.split(TRAINING[:700], size), k=4)
     torch.testing.assert_close(found.distances_QK, expected.values)
     assert torch.equal(found.rows_QK, expected.indices)
 
