@@ -12,13 +12,14 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from trainers.metrics.checks import MetricInputError, check_rows, finite
+from trainers.metrics.checks import check_rows, finite
 from trainers.metrics.distances import squared_distances
 from trainers.metrics.intervals import Estimate, tails
 
 NEAREST = 10  # training images whose distances say how dense it is around an image
 NEAR_COPY_SHARE = 0.01  # of held-out images that count as near copies
 MIN_CELL = 20  # held-out images and samples of a cell of the C_T score, as in the paper
+MIN_WHOLE = 8  # from here on the statistic is about normal
 
 
 @dataclass(frozen=True)
@@ -94,20 +95,18 @@ def copying_score(
     than held-out images are, so copied; above 3 the model underfits.
 
     Mann and Whitney's statistic of both sets of distances to the nearest training image, standardised, in each cell of
-    the space, weighed by the cells' held-out images. Cells with too few images are left out.
+    the space, weighed by the cells' held-out images. Cells with too few images are left out; where all are, the whole
+    is one cell. Raises MetricInputError for fewer than 8 of either.
     """
+    check_rows("samples", len(sample_distances_M), MIN_WHOLE)
+    check_rows("held-out images", len(test_distances_N), MIN_WHOLE)
     total, weight = 0.0, 0
     for cell in torch.unique(test_cells_N):
         ours, theirs = sample_distances_M[sample_cells_M == cell], test_distances_N[test_cells_N == cell]
         if min(len(ours), len(theirs)) >= MIN_CELL:
             total += len(theirs) * standardised_rank_sum(ours, theirs)
             weight += len(theirs)
-    if not weight:
-        raise MetricInputError(
-            f"C_T score: expected a cell with {MIN_CELL} samples and held-out images or more, got none; "
-            "evaluate on more images"
-        )
-    return total / weight
+    return total / weight if weight else standardised_rank_sum(sample_distances_M, test_distances_N)
 
 
 def standardised_rank_sum(ours_M: Tensor, theirs_N: Tensor) -> float:

@@ -114,11 +114,14 @@ def num_groups(rows: int, width: int) -> int:
 def distances(first: Gaussians, second: Gaussians) -> Tensor:
     """The Frechet distance of each pair of Gaussians, 0 or more, (R,).
 
-    With S1 = A^T A and S2 = B^T B the last trace is the sum of the singular values of A B^T (they are the roots of the
-    eigenvalues of S1 S2). That needs no root of a matrix, so it is exact for singular covariances too: N < D, or
-    features that are constant.
+    With S1 = A^T A the last trace is the sum of the roots of the eigenvalues of A S2 A^T, which are those of S1 S2.
+    That needs no root of a matrix and no general eigenvalues. A has no more rows than S1's rank, so that singular
+    covariances (N < D, or features that are constant) give no eigenvalues of 0, whose roots would be 1e-8 by rounding:
+    give the set of lower rank first.
     """
-    cross_R = torch.linalg.svdvals(_factor(first.covariances_RDD) @ _factor(second.covariances_RDD).mT).sum(1)
+    factor_RKD = _factor(first.covariances_RDD)
+    product_RKK = factor_RKD @ second.covariances_RDD @ factor_RKD.mT
+    cross_R = torch.linalg.eigvalsh(product_RKK).clamp(min=0).sqrt().sum(1)
     traces_R = sum(s.covariances_RDD.diagonal(dim1=1, dim2=2).sum(1) for s in (first, second))
     shifts_R = (first.means_RD - second.means_RD).square().sum(1)
     found_R: Tensor = (shifts_R + traces_R - 2 * cross_R).clamp(min=0)
@@ -135,7 +138,8 @@ def frechet_distance(real: Moments | Tensor, fake: Moments | Tensor) -> float:
     if isinstance(fake, Tensor):
         fake = Moments.of(finite("fake features", fake, 2))
     _check(real, fake, 2)
-    return float(distances(real.whole(), fake.whole())[0])
+    first, second = sorted((real, fake), key=lambda moments: moments.count)
+    return float(distances(first.whole(), second.whole())[0])
 
 
 def estimate(real: Moments, fake: Moments, seed: int, *, num_parts: int | None = None) -> Frechet:
@@ -153,8 +157,9 @@ def estimate(real: Moments, fake: Moments, seed: int, *, num_parts: int | None =
     halves: list[Tensor] = []
     for start in range(0, parts, chunk):
         num = min(chunk, parts - start)
-        chosen = [_halves(moments, num, random) for moments in (real, fake)]
-        halves.append(distances(real.pooled(chosen[0]), fake.pooled(chosen[1])))
+        chosen = [(moments.count, moments.pooled(_halves(moments, num, random))) for moments in (real, fake)]
+        (_, first), (_, second) = sorted(chosen, key=lambda one: one[0])
+        halves.append(distances(first, second))
     halves_R = torch.cat(halves)
     offsets_R = halves_R - halves_R.mean()
     value = frechet_distance(real, fake)

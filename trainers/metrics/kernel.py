@@ -43,16 +43,29 @@ def _mean_within(x_ND: Tensor, subset_RN: Tensor) -> Tensor:
     """The mean kernel over the pairs of two different rows in each subset, (R,)."""
     itself_N: Tensor = (x_ND.square().sum(1) / x_ND.shape[1] + 1) ** 3
     num_R = subset_RN.sum(1)
-    return (_kernel_sums(x_ND, x_ND, subset_RN, subset_RN) - subset_RN @ itself_N) / (num_R * (num_R - 1))
+    sums_R = x_ND.new_zeros(len(subset_RN))
+    for rows in blocks(len(x_ND), len(x_ND)):
+        # Each pair once: a block against itself, and against the rows after it, which count twice.
+        within_RB, after_RM = subset_RN[:, rows], subset_RN[:, rows.stop :]
+        kernel_BM = _kernel(x_ND[rows], x_ND[rows.start :])
+        height = rows.stop - rows.start
+        sums_R += ((within_RB @ kernel_BM[:, :height]) * within_RB).sum(1)
+        sums_R += 2 * ((within_RB @ kernel_BM[:, height:]) * after_RM).sum(1)
+    return (sums_R - subset_RN @ itself_N) / (num_R * (num_R - 1))
 
 
 def _kernel_sums(x_ND: Tensor, y_MD: Tensor, x_RN: Tensor, y_RM: Tensor) -> Tensor:
     """The sum of the kernel over all pairs of each subset of x with the same one of y, (R,)."""
     sums_R = x_ND.new_zeros(len(x_RN))
     for rows in blocks(len(x_ND), len(y_MD)):
-        kernel_BM = (x_ND[rows] @ y_MD.T / x_ND.shape[1] + 1) ** 3
-        sums_R += ((x_RN[:, rows] @ kernel_BM) * y_RM).sum(1)
+        sums_R += ((x_RN[:, rows] @ _kernel(x_ND[rows], y_MD)) * y_RM).sum(1)
     return sums_R
+
+
+def _kernel(x_BD: Tensor, y_MD: Tensor) -> Tensor:
+    """k(x, y) = (x.y / D + 1)^3 of each pair, (B, M)."""
+    base_BM = torch.addmm(x_BD.new_ones(()), x_BD, y_MD.T, alpha=1 / x_BD.shape[1])
+    return base_BM * base_BM * base_BM
 
 
 def _half(num_rows: int, random: torch.Generator) -> Tensor:

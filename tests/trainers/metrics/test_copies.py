@@ -85,8 +85,10 @@ def test_copying_score_has_an_interval_and_needs_images() -> None:
     found = copies.copying_score_estimate((distances_M, cells_M), (distances_N, cells_N), seed=0)
     assert found.low < found.value < found.high
     assert 2 < found.high - found.low < 6  # four deviations of a standard normal score
-    with pytest.raises(MetricInputError, match=r"expected a cell with 20 samples and held-out images or more"):
-        copies.copying_score(distances_M, distances_N[:19], cells_M, cells_N[:19])
+    few = copies.copying_score(distances_M, distances_N[:19], torch.arange(100), cells_N[:19])
+    assert few == copies.standardised_rank_sum(distances_M, distances_N[:19])  # no cell of 20: the whole
+    with pytest.raises(MetricInputError, match="expected 8 rows of held-out images or more, got 7"):
+        copies.copying_score(distances_M, distances_N[:7], cells_M, cells_N[:7])
 
 
 def test_fewer_training_images_than_neighbours_are_refused() -> None:
