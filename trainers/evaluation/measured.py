@@ -84,7 +84,7 @@ def measure_group(images: Iterable[tuple[Tensor, Tensor]], rows: range, kept: Ro
     return Measured(
         moments,
         torch.cat(features),
-        torch.from_numpy(np.flatnonzero(is_kept)),
+        torch.from_numpy(np.flatnonzero(is_kept) + rows.start),
         torch.cat(classes),
         torch.cat(read) if read else None,
         torch.cat(sharpness),

@@ -57,6 +57,13 @@ def test_real_images_in_the_samples_place_score_about_the_floor(honest: dict[str
     assert abs(honest["told_apart"].value - 0.5) < 0.07
 
 
+def test_the_floor_is_the_figure_of_training_images_in_the_samples_place(seen: Seen) -> None:
+    anchor = measured(seen, *some(seen.training, 0))
+    for name, figure in sample_figures(real(seen), anchor, anchor, 10, seed=0).items():
+        if name != "label_agreement":  # its floor is how well the real images' classes are read
+            assert figure.floor == pytest.approx(figure.value, rel=1e-9), name
+
+
 def damaged(seen: Seen, kind: str) -> dict[str, Figure]:
     images, labels = some(seen.training, ROWS)
     if kind == "blur":

@@ -28,15 +28,15 @@ def test_groups_are_the_set_whole_and_depend_on_its_size_alone() -> None:
 @pytest.mark.parametrize("most", [10_000, 40])
 def test_a_set_is_measured_as_its_images_are(seen: Seen, most: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(measured, "MAX_KEPT", most)
-    monkeypatch.setattr(measured, "BATCH_IMAGES", 7)
-    rows = spread_evenly(sum(seen.training.shard_sizes), 150)
-    (images, labels), *none = images_of(seen.training, rows, batch_size=150)
+    monkeypatch.setattr(frechet, "MAX_GROUPS", 2)  # of 300 images, which are more than a batch
+    rows = spread_evenly(sum(seen.training.shard_sizes), 600)
+    (images, labels), *none = images_of(seen.training, rows, batch_size=600)
     assert not none
     found = measure_real(seen.training, rows, seen.eyes)
     features_ND, read_N = seen.eyes.look(images)
     assert read_N is not None and found.read_N is not None
-    kept = spread_evenly(150, most)
-    assert found.count == 150 and found.kept_K.tolist() == kept.tolist()
+    kept = spread_evenly(600, most)
+    assert found.count == 600 and found.kept_K.tolist() == kept.tolist()
     torch.testing.assert_close(found.features_KD, features_ND[kept], rtol=1e-4, atol=1e-5)
     assert torch.equal(found.classes_N, labels) and torch.equal(found.read_N, read_N)
     assert torch.equal(found.kept_classes, labels[kept])
