@@ -112,6 +112,7 @@ def copying_score(
 def standardised_rank_sum(ours_M: Tensor, theirs_N: Tensor) -> float:
     """Mann and Whitney's U of `ours` over `theirs`, less its mean, over its deviation without ties."""
     ordered_N = theirs_N.sort().values
+    ours_M = ours_M.contiguous()
     below_M, upto_M = (torch.searchsorted(ordered_N, ours_M, right=right) for right in (False, True))
     u = float((below_M + upto_M).sum()) / 2
     m, n = len(ours_M), len(theirs_N)
