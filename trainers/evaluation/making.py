@@ -7,7 +7,7 @@ for any number of workers.
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from functools import lru_cache, partial
+from functools import lru_cache
 
 import numpy as np
 import torch
@@ -36,28 +36,35 @@ class Order:
     threads: int
 
 
+@dataclass(frozen=True)
+class Part:
+    """What one task is asked for: one group of samples."""
+
+    order: Order
+    rows: range
+
+
 def measure_samples(
     order: Order, width: int, cluster: ClusterSpec, settings: Settings, say: Callable[[str], None]
 ) -> Measured:
     """Make and measure all samples that the recipe asks for; on many workers where that is much work."""
     _opened(order)
-    groups = list(enumerate(groups_of(_spec(order).num_samples, width)))
+    parts = [Part(order, rows) for rows in groups_of(_spec(order).num_samples, width)]
     began = time.perf_counter()
-    found = dict([measure_range(order, groups[0])])
-    work_seconds = (time.perf_counter() - began) * (len(groups) - 1)
+    found = dict([measure_part(parts[0])])
+    work_seconds = (time.perf_counter() - began) * (len(parts) - 1)
     with pool(cluster, work_seconds, 1, settings, say) as run:
-        found |= dict(run(partial(measure_range, order), groups[1:]))
-    return joined([found[number] for number, _ in groups])
+        found |= dict(run(measure_part, parts[1:]))
+    return joined([found[part.rows] for part in parts])
 
 
-def measure_range(order: Order, group: tuple[int, range]) -> tuple[int, Measured]:
-    """One group's number and what was measured of it."""
-    sampler, eyes = _opened(order)
-    number, rows = group
-    spec = _spec(order)
+def measure_part(part: Part) -> tuple[range, Measured]:
+    """Make one group of samples, and say which it is and what was measured of it."""
+    sampler, eyes = _opened(part.order)
+    rows, spec = part.rows, _spec(part.order)
     classes = sample.classes_for(sampler, spec.num_samples)[rows.start : rows.stop]
     kept = spread_evenly(spec.num_samples, MAX_KEPT)
-    return number, measure_group(_batches(sampler, rows, classes, spec.seed), rows, kept, eyes)
+    return rows, measure_group(_batches(sampler, rows, classes, spec.seed), rows, kept, eyes)
 
 
 def make(sampler: Sampler, numbers: list[int], num_samples: int, seed: int) -> Tensor:
