@@ -59,7 +59,8 @@ class Rejected(Strict):
 class Figure(Strict):
     """One measured value: how many generated (or real) images it is of, and how many real ones it was held against.
 
-    `low` and `high` bound the bootstrap 95% interval where one was computed.
+    `low` and `high` bound the 95% interval where one was computed. `floor` is the same figure of real images in the
+    place of the generated ones (of the training split, as many as there are), held against the same test images.
     """
 
     value: float
@@ -68,6 +69,32 @@ class Figure(Strict):
     num_real: int = 0
     low: float | None = None
     high: float | None = None
+    floor: float | None = None
+    protocol: str | None = None  # the id of the Protocol that it was measured by
+
+
+class Protocol(Strict):
+    """What figures were measured by. Those of two protocols are not comparable: `pipeline.protocol` refuses them."""
+
+    name: str  # the version of how figures are computed
+    dataset: str  # the ref
+    split: str
+    preprocessing: str  # from a stored image to what the extractor sees
+    extractor: str  # what gave the features: a ref, or `file NAME`
+    extractor_sha256: str  # of its bytes
+    classifier: str | None  # what read the classes: a ref; None: the dataset has no classes
+    classifier_sha256: str | None
+    num_samples: int
+    num_real: int
+    seed: int
+
+    @property
+    def id(self) -> str:
+        """The digest of all of it."""
+        return digest_of(self.model_dump(mode="json"))
+
+    def __str__(self) -> str:
+        return f"{self.name} ({self.id})"
 
 
 class Record(Strict):
@@ -171,23 +198,26 @@ class Run(Record):
 
 
 class Evaluation(Record):
-    """Figures of one run against one split of its dataset. Figures of different protocols are not comparable."""
+    """Figures of one run against one split of its dataset, and the protocol that they were measured by."""
 
     file_name: ClassVar[str] = "evaluation.json"
     kind: Literal["evaluation"] = "evaluation"
     id: str
     run: str
     dataset: str
-    split: str
-    protocol: str
-    extractor: str  # what gave the features: its ref, in words in `extractor_note`
-    extractor_note: str
-    seed: int
+    protocol: Protocol
+    extractor_note: str  # the extractor in words
     figures: dict[str, Figure]
+    files: tuple[FileEntry, ...] = ()  # copies.png: the samples that are nearest to a training image, beside it
 
     @property
     def ref(self) -> str:
         return f"evaluations/{self.id}"
+
+    @property
+    def split(self) -> str:
+        """The split that the samples were held against."""
+        return self.protocol.split
 
 
 class SampleSet(Record):
@@ -239,7 +269,7 @@ class Release(Record):
     dataset: str
     family: str
     license: str
-    protocol: str  # of the figures
+    protocol: Protocol  # of the figures
     figures: dict[str, Figure]
     parents: tuple[Parent, ...]  # run, evaluation, samples and dataset
     files: tuple[FileEntry, ...]

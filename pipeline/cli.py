@@ -241,8 +241,8 @@ def promote(
         release = releases.resolve(place, target)
         name, number, uri = release.name, release.number, f"{place.uri}/{release.ref}"
         if recipe:
-            alias, spec = recipe.release.alias, recipe.gate
-            verdict = releases.promote_if_better(place, name, number, alias, spec, who=settings.user, why=why)
+            alias = recipe.release.alias
+            verdict = releases.promote_if_better(place, recipe, release, who=settings.user, why=why)
             shown = f"{name}@{alias} is release {number}" if verdict.promoted else f"{name}@candidate is {number}"
             report(json_, {"uri": uri, "verdict": verdict.model_dump(mode="json")}, f"{shown}: {verdict.reason}")
             return

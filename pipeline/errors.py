@@ -87,3 +87,7 @@ class RecordError(UserError):
 
 class StoreRefused(UserError):  # noqa: N818 - as NotFound
     """Object storage refused the caller: wrong key, no such bucket, no such host."""
+
+
+class ProtocolMismatch(UserError):  # noqa: N818 - as NotFound
+    """Figures that were measured in different ways were to be compared."""

@@ -1,14 +1,10 @@
-"""The ids of the stages, and what a recipe would still have to do: what `atelier check` prints and a rerun skips.
+"""What a recipe would still have to do: what `atelier check` prints and a rerun skips.
 
-    ingest -> for each model: train -> evaluate, sample -> publish -> promote
-
-Each id is the digest of what goes in: the parent's ref, the part of the recipe that the stage reads, the code's
-version. The cluster is in none of them.
+ingest -> for each model: train -> evaluate, sample -> publish -> promote
 """
 
 from typing import Literal
 
-from pipeline import __version__
 from pipeline.artifacts import (
     AnyRecord,
     Dataset,
@@ -17,16 +13,14 @@ from pipeline.artifacts import (
     Run,
     SampleSet,
     Strict,
-    digest_of,
     find,
 )
+from pipeline.ids import evaluation_id, release_id, run_id, samples_id
 from pipeline.ingest import find_dataset
 from pipeline.recipe import Recipe
 from pipeline.release.aliases import judged
-from pipeline.releases import find_release, release_id
+from pipeline.releases import find_release
 from pipeline.store import Store
-
-PROTOCOL = "atelier-1"  # how figures are computed; figures of different protocols are never compared
 
 Verb = Literal["ingest", "train", "evaluate", "sample", "publish", "promote"]
 
@@ -39,23 +33,6 @@ class Stage(Strict):
     size: str  # what it is about, in words
     located: Located | None
     done: bool
-
-
-def run_id(recipe: Recipe, model: str, dataset: str) -> str:
-    """The id of a model's training run on the dataset with this ref."""
-    spec = recipe.model_named(model).identity
-    return digest_of({"dataset": dataset, "recipe": recipe.name, "model": model, "spec": spec, "code": __version__})
-
-
-def evaluation_id(recipe: Recipe, run: str) -> str:
-    """The id of the evaluation of the run with this ref."""
-    spec = recipe.evaluation.model_dump(mode="json")
-    return digest_of({"run": run, "evaluation": spec, "protocol": PROTOCOL, "code": __version__})
-
-
-def samples_id(run: str, count: int, seed: int) -> str:
-    """The id of the sample set of the run with this ref."""
-    return digest_of({"run": run, "count": count, "seed": seed, "code": __version__})
 
 
 def plan(store: Store, recipe: Recipe) -> list[Stage]:
@@ -74,7 +51,7 @@ def plan(store: Store, recipe: Recipe) -> list[Stage]:
 def _model_stages(store: Store, recipe: Recipe, model: str, dataset: Dataset | None) -> list[Stage]:
     spec = recipe.models[model]
     run = find(store, f"runs/{run_id(recipe, model, dataset.ref)}", Run) if dataset else None
-    evaluation = find(store, f"evaluations/{evaluation_id(recipe, run.ref)}", Evaluation) if run else None
+    evaluation = find(store, f"evaluations/{evaluation_id(recipe, run.ref, run.dataset)}", Evaluation) if run else None
     release = recipe.release
     wanted = samples_id(run.ref, release.num_samples, release.seed) if run else ""
     samples = find(store, f"samples/{wanted}", SampleSet) if run else None

@@ -180,12 +180,29 @@ class ClusterSpec(Strict):
         return self.min_workers is not None and self.min_workers < self.workers
 
 
+class ExtractorSpec(Strict):
+    """A network from a file of one's own whose output is taken as features, and how it wants its images.
+
+    The file (TorchScript, ONNX, or the weights of another dataset's extractor beside its extractor.json) must be on
+    each node that evaluates.
+    """
+
+    path: str
+    sha256: str = Field(pattern=r"^[0-9a-f]{64}$")  # of the file: another network is another protocol
+    side: int | None = Field(None, ge=1, le=4096)  # images are resized to side x side; None: left as they are
+    channels: Literal[1, 3] | None = None  # grey is repeated, colour is averaged; None: left as they are
+    values: Literal["unit", "symmetric", "imagenet", "bytes"] = "unit"  # [0, 1], [-1, 1], ImageNet's, 0 to 255
+
+
 class EvaluationSpec(Strict):
-    """What a run is measured on."""
+    """What a run is measured on, and with which eyes."""
 
     split: Literal["test"] = "test"
     num_samples: int = Field(1_000, ge=50)
     seed: int = Field(0, ge=0, lt=2**31)
+    # classifier, or self_supervised where the dataset has no classes; both are trained on its training split
+    extractor: Literal["auto", "self_supervised"] | ExtractorSpec = "auto"
+    importance_samples: int = Field(50, ge=1, le=100_000)  # K of the held-out likelihood, for families that have one
 
 
 class ReleaseSpec(Strict):

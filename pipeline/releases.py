@@ -25,7 +25,6 @@ from pipeline.artifacts import (
     Run,
     SampleSet,
     commit,
-    digest_of,
     file_entry,
     find,
     load,
@@ -34,9 +33,18 @@ from pipeline.artifacts import (
     split_uri,
 )
 from pipeline.errors import RecordError
+from pipeline.ids import release_id
 from pipeline.recipe import Recipe, load_recipe
 from pipeline.release import provenance
-from pipeline.release.aliases import alias_of, promote, promote_if_better, retract, roll_back, standing_release
+from pipeline.release.aliases import (
+    alias_of,
+    champion_of,
+    promote,
+    promote_if_better,
+    retract,
+    roll_back,
+    standing_release,
+)
 from pipeline.release.card import CARD, model_card
 from pipeline.release.numbers import claim, find_release, releases_of
 from pipeline.release.signing import Signer, load_signer
@@ -45,13 +53,13 @@ from pipeline.store import Store, open_store
 
 __all__ = [
     "alias_of",
+    "champion_of",
     "find_release",
     "promote",
     "promote_if_better",
     "promote_uri",
     "publish",
     "publish_uris",
-    "release_id",
     "releases_of",
     "resolve",
     "retract",
@@ -60,13 +68,6 @@ __all__ = [
 
 SAMPLES_FOLDER = "samples"
 INDEX = "samples.json"
-
-
-def release_id(recipe: Recipe, run: str, evaluation: str, samples: str) -> str:
-    """The id of what a publisher means to publish; a second attempt at it ends with the same release."""
-    spec = recipe.release.model_dump(mode="json", exclude={"alias"})
-    parents = {"run": run, "evaluation": evaluation, "samples": samples}
-    return digest_of({**parents, "release": spec, "code": __version__})
 
 
 def publish_uris(recipe_json: str, model: str, run_uri: str, evaluation_uri: str, samples_uri: str) -> str:
@@ -82,11 +83,7 @@ def promote_uri(recipe_json: str, release_uri: str, who: str, why: str) -> str:
     """The gate by the URI of a release, as a DAG's task calls it; gives its reason."""
     store, release = open_record(release_uri, Release)
     assert isinstance(release, Release)
-    recipe = load_recipe(recipe_json)
-    verdict = promote_if_better(
-        store, release.name, release.number, recipe.release.alias, recipe.gate, who=who, why=why
-    )
-    return verdict.reason
+    return promote_if_better(store, load_recipe(recipe_json), release, who=who, why=why).reason
 
 
 def publish(

@@ -96,15 +96,7 @@ def _run_model(
     assert isinstance(release, Release)
 
     def promote() -> AnyRecord:
-        verdict = releases.promote_if_better(
-            store,
-            release.name,
-            release.number,
-            recipe.release.alias,
-            recipe.gate,
-            who=settings.user,
-            why="atelier run",
-        )
+        verdict = releases.promote_if_better(store, recipe, release, who=settings.user, why="atelier run")
         say(f"{model}.promote: {'promoted' if verdict.promoted else 'kept as candidate'}: {verdict.reason}")
         return release
 

@@ -8,7 +8,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.artifacts import Changes, Dataset, Shard, Statistics, file_entry
+from pipeline.artifacts import Changes, Dataset, Protocol, Shard, Statistics, file_entry
 from pipeline.pictures import encode_png
 from pipeline.shards import Block, Sample, write_blocks, write_shard
 from pipeline.store import Store
@@ -16,6 +16,19 @@ from pipeline.store import Store
 Images = NDArray[np.uint8]
 Layout = Literal["sample", "block"]
 CLASSES = ("ant", "bee", "cat")
+PROTOCOL = Protocol(
+    name="atelier-2",
+    dataset="datasets/digits/1",
+    split="test",
+    preprocessing="values in [0, 1]",
+    extractor="datasets/digits/1/extractors/2",
+    extractor_sha256="e" * 64,
+    classifier="datasets/digits/1/extractors/2",
+    classifier_sha256="e" * 64,
+    num_samples=100,
+    num_real=50,
+    seed=0,
+)
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ from pipeline.artifacts import Evaluation, Figure, Release, Run, SampleSet, comm
 from pipeline.recipe import Recipe, load_recipe
 from pipeline.release.signing import Signer
 from pipeline.store import Store
-from tests.made import record_of
+from tests.made import PROTOCOL, record_of
 
 FIGURES = {
     "frechet_distance": Figure(value=5.0, unit="squared feature distance", num_samples=9, low=4.0, high=6.0),
@@ -50,8 +50,8 @@ def parents(store: Store, mark: str = "a", figures: Mapping[str, Figure] = FIGUR
     store.put(f"{run.ref}/config.json", config)
     commit(store, run)
     evaluation = Evaluation(
-        code_version=__version__, id=mark * 16, run=run.ref, dataset=dataset.ref, split="test", protocol="p",
-        extractor="x", extractor_note="A note.", seed=0,
+        code_version=__version__, id=mark * 16, run=run.ref, dataset=dataset.ref, protocol=PROTOCOL,
+        extractor_note="A note.",
         figures=dict(figures),
     )  # fmt: skip
     commit(store, evaluation)

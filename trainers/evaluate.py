@@ -1,130 +1,126 @@
-"""Measure a run against its dataset's held-out split.
+"""Measure a run against its dataset's held-out split: `atelier evaluate RECIPE --run URI`.
 
-Features and predicted classes come from the pipeline's own small network (`trainers.extractor`), trained on the
-training split and stored with the dataset. A Frechet distance on them is comparable with others on the same features
-only; it is no FID, whose features are those of the Inception network.
+    run, dataset --> evaluations/<id>/: copies.png, then evaluation.json
+
+Features come from a network that the pipeline trains on the training split, or from a file that the recipe names
+(`trainers.extractors`). A Frechet distance on them is comparable with others of the same protocol only; it is no FID,
+whose features are those of the Inception network.
 """
 
 from collections.abc import Callable
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from pipeline import __version__, plan
-from pipeline.artifacts import Dataset, Evaluation, Figure, Run, commit, find, load
+from pipeline import __version__, ids
+from pipeline.artifacts import Dataset, Evaluation, Figure, FileEntry, Run, commit, file_entry, find, load
 from pipeline.nodecache import NodeCache
 from pipeline.recipe import Recipe
+from pipeline.releases import alias_of, champion_of
 from pipeline.settings import Settings
 from pipeline.store import Store
-from trainers import extractor, metrics, sample, stream
+from trainers import sample, stream
+from trainers.evaluation import copying, making
+from trainers.evaluation.eyes import Eyes, open_eyes
+from trainers.evaluation.figures import sample_figures
+from trainers.evaluation.likelihood import likelihood_figures
+from trainers.evaluation.measured import Measured, images_of, measure_real, spread_evenly
 from trainers.export import Sampler
-from trainers.extractor import Extractor
-from trainers.families import Noise
-from trainers.stream import Split
+from trainers.readers import Reader
 
-NEIGHBOURS = 3  # k of precision and recall, as Kynkaanniemi et al. 2019
-DENSITY_NEIGHBOURS = 5  # k of density and coverage, as Naeem et al. 2020
-BATCH_IMAGES = 256
+COPIES = "copies.png"
 
 Say = Callable[[str], None]
 
 
 def evaluate(store: Store, recipe: Recipe, run: Run, settings: Settings, say: Say) -> Evaluation:
-    """Every figure of the protocol for a run, or its evaluation where it is done. Raises UserError, IntegrityError."""
-    wanted = plan.evaluation_id(recipe, run.ref)
+    """Every figure of the protocol for a run, or its evaluation where it is done.
+
+    Where the recipe's alias names a release that was measured otherwise (of new data, say), that one is measured too,
+    against the same images: else the gate could not compare them. Raises UserError, IntegrityError.
+    """
+    dataset = load(store, run.dataset, Dataset)
+    evaluation = measure(store, recipe, run, dataset, settings, say)
+    name = recipe.release_name(run.model)
+    champion = champion_of(store, alias_of(store, name, recipe.release.alias))
+    if champion and champion.protocol != evaluation.protocol:
+        standing = f"{name}@{champion.number}"
+        if _fits(load(store, champion.dataset, Dataset), dataset):
+            say(f"evaluate {run.model}: {standing} again, to compare")
+            measure(store, recipe, load(store, champion.run, Run), dataset, settings, say)
+        else:
+            say(f"evaluate {run.model}: {standing} makes other images or classes, and cannot be measured on these")
+    return evaluation
+
+
+def _fits(own: Dataset, other: Dataset) -> bool:
+    """Whether what was trained on one dataset makes images that can be held against those of the other."""
+    return (own.channels, own.height, own.width, own.classes) == (
+        other.channels,
+        other.height,
+        other.width,
+        other.classes,
+    )
+
+
+def measure(store: Store, recipe: Recipe, run: Run, dataset: Dataset, settings: Settings, say: Say) -> Evaluation:
+    """Every figure for a run, against this dataset, or the evaluation where it is done."""
+    wanted = ids.evaluation_id(recipe, run.ref, dataset.ref)
     if done := find(store, f"evaluations/{wanted}", Evaluation):
         return done
     torch.set_num_threads(recipe.cluster.threads_per_worker)
     spec = recipe.evaluation
-    dataset = load(store, run.dataset, Dataset)
     cache = NodeCache.of(settings, say)
-    held_out = stream.read_split(store, dataset, spec.split, cache)
+    test, training = (
+        stream.open_split(cache, store, dataset, split, torch.device("cpu")) for split in (spec.split, "train")
+    )
     say(f"evaluate {run.model}: features")
-    features = extractor.load_or_train(store, dataset, lambda split: _tensors(store, dataset, split, cache))
+    eyes = open_eyes(store, dataset, spec, cache)
     sampler = sample.open_sampler(store, run, torch.device("cpu"))
+    real = measure_real(test, spread_evenly(sum(test.shard_sizes), sum(test.shard_sizes)), eyes)
+    anchor = measure_real(training, spread_evenly(sum(training.shard_sizes), spec.num_samples), eyes)
     say(f"evaluate {run.model}: {spec.num_samples:,} samples")
-    classes = sample.classes_for(sampler, spec.num_samples)
-    seeds = [sample.image_seed(spec.seed, index) for index in range(spec.num_samples)]
-    batches = [torch.from_numpy(images) for images in sample.generate(sampler, seeds, classes)]
-    made = torch.cat(batches).permute(0, 3, 1, 2)
+    order = making.Order(store.uri, run.ref, dataset.ref, spec.model_dump_json(), recipe.cluster.threads_per_worker)
+    made = making.measure_samples(order, eyes.width, recipe.cluster, settings, say)
     say(f"evaluate {run.model}: figures")
-    figures = sample_figures(features, held_out, made, torch.tensor(classes), dataset, spec.seed)
-    figures |= likelihood_figures(sampler, held_out, spec.seed)
+    figures = sample_figures(real, made, anchor, len(dataset.classes), spec.seed)
+    figures |= likelihood_figures(sampler, test, training, spec.seed, spec.importance_samples)
+    say(f"evaluate {run.model}: {sum(training.shard_sizes):,} training images for copies")
+    copied, png = _copies(real, made, training, eyes, sampler, spec.num_samples, spec.seed)
+    protocol = eyes.protocol(dataset, spec)
     record = Evaluation(
         code_version=__version__,
         id=wanted,
         run=run.ref,
         dataset=dataset.ref,
-        split=spec.split,
-        protocol=plan.PROTOCOL,
-        extractor=features.ref,
-        extractor_note=features.note,
-        seed=spec.seed,
-        figures=figures,
+        protocol=protocol,
+        extractor_note=eyes.features.note,
+        figures=_stamped(figures | copied, protocol.id),
+        files=(_put(store, f"evaluations/{wanted}/{COPIES}", png),),
     )
     return commit(store, record)
 
 
-def _tensors(store: Store, dataset: Dataset, split: str, cache: NodeCache) -> tuple[Tensor, Tensor | None]:
-    found = stream.read_split(store, dataset, split, cache)
-    return found.images_NCHW, found.labels_N if dataset.classes else None
+def _copies(
+    real: Measured, made: Measured, training: Reader, eyes: Eyes, sampler: Sampler, num_samples: int, seed: int
+) -> tuple[dict[str, Figure], bytes]:
+    """The figures of memorisation, and the closest pairs as a PNG."""
+    with copying.training_features(training, eyes) as features:
+        figures, pairs = copying.copy_figures(real, made, features, seed)
+    samples_NCHW = making.make(sampler, pairs.samples, num_samples, seed)
+    return figures, copying.picture(samples_NCHW, _training_images(training, pairs.training))
 
 
-def sample_figures(
-    features: Extractor, real: Split, made_NCHW: Tensor, made_classes_N: Tensor, dataset: Dataset, seed: int
-) -> dict[str, Figure]:
-    """Figures that compare generated images with real ones, and that read the class of conditional samples."""
-    num_made, num_real = len(made_NCHW), len(real.images_NCHW)
-    real_ND = features.features(real.images_NCHW)
-    made_ND = features.features(made_NCHW)
-
-    def figure(value: float, unit: str, interval: tuple[float, float] | tuple[None, None] = (None, None)) -> Figure:
-        low, high = interval
-        return Figure(value=value, unit=unit, num_samples=num_made, num_real=num_real, low=low, high=high)
-
-    manifold = metrics.precision_recall(real_ND, made_ND, k=NEIGHBOURS)
-    near = metrics.density_coverage(real_ND, made_ND, k=DENSITY_NEIGHBOURS)
-    frechet_interval = metrics.half_sample_interval(metrics.frechet_distance, real_ND, made_ND, seed)
-    kernel_interval = metrics.kernel_distance_interval(real_ND, made_ND, seed)
-    figures = {
-        "frechet_distance": figure(
-            metrics.frechet_distance(real_ND, made_ND), "squared feature distance", frechet_interval
-        ),
-        "kernel_distance": figure(metrics.kernel_distance(real_ND, made_ND), "squared MMD", kernel_interval),
-        "precision": figure(manifold.precision, "share of samples"),
-        "recall": figure(manifold.recall, "share of real images"),
-        "density": figure(near.density, "samples a neighbourhood of a real image"),
-        "coverage": figure(near.coverage, "share of real images"),
-    }
-    if features.reads_classes:
-        predicted_N = features.predict(made_NCHW)
-        distance = metrics.class_histogram_distance(real.labels_N, predicted_N, len(dataset.classes))
-        agrees_N = metrics.label_agreement(predicted_N, made_classes_N)
-        interval = metrics.bootstrap_interval(agrees_N, seed)
-        figures["class_histogram_distance"] = figure(distance, "total variation")
-        figures["label_agreement"] = figure(agrees_N.mean().item(), "share of samples", interval)
-    return figures
+def _training_images(training: Reader, rows: list[int]) -> Tensor:
+    return torch.cat([images for images, _ in images_of(training, np.array(rows))])
 
 
-def likelihood_figures(sampler: Sampler, real: Split, seed: int) -> dict[str, Figure]:
-    """Figures on held-out images that only this family has: a VAE's negative ELBO, say."""
-    collected: dict[str, list[Tensor]] = {}
-    for index, (batch, mask_B) in enumerate(stream.every_batch(real, BATCH_IMAGES)):
-        noise = Noise(seed, index, 0, batch.rows_B, batch.global_size)
-        with torch.no_grad():
-            figures = sampler.model.image_figures(sampler.network, batch.images_BCHW, batch.labels_B, noise)
-        for name, values_B in figures.items():
-            collected.setdefault(name, []).append(values_B[mask_B])
-    found = {}
-    for name, parts in collected.items():
-        values = torch.cat(parts).double()
-        low, high = metrics.bootstrap_interval(values, seed)
-        found[name] = Figure(
-            value=values.mean().item(),
-            unit="nats an image",
-            num_samples=0,
-            num_real=len(values),
-            low=low,
-            high=high,
-        )
-    return found
+def _stamped(figures: dict[str, Figure], protocol: str) -> dict[str, Figure]:
+    """The figures, each with what it was measured by."""
+    return {name: figure.model_copy(update={"protocol": protocol}) for name, figure in figures.items()}
+
+
+def _put(store: Store, key: str, data: bytes) -> FileEntry:
+    store.put(key, data)
+    return file_entry(key.rpartition("/")[2], data)

@@ -14,7 +14,7 @@ from urllib.parse import urlparse
 
 import torch
 
-from pipeline import plan
+from pipeline import ids
 from pipeline.artifacts import Dataset, Run, find, load
 from pipeline.errors import AtelierError, IntegrityError, RecipeError, RecordError, Stopped, TrainingError
 from pipeline.nodecache import NodeCache
@@ -54,7 +54,7 @@ def train(store: Store, recipe: Recipe, model: str, dataset: Dataset, settings: 
     """Train a model of the recipe on a dataset, or return its run where that is done. Raises TrainingError."""
     recipe.model_named(model)
     cache = NodeCache.of(settings, say)
-    task = Task(store, recipe, model, dataset, plan.run_id(recipe, model, dataset.ref), cache)
+    task = Task(store, recipe, model, dataset, ids.run_id(recipe, model, dataset.ref), cache)
     if done := find(store, task.run_ref, Run):
         return done
     check_models(recipe)

@@ -13,6 +13,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from trainers.families import Observes
+
 LOG_2_PI = math.log(2 * math.pi)
 MIN_LOG_SCALE = -6.0  # a learned scale may not reach 0: its density would be unbounded (Rybkin et al. 2021)
 LEVELS = 255  # the largest uint8: pixel values are multiples of 1 / LEVELS
@@ -151,6 +153,11 @@ class Likelihood(ABC):
         """P, the channels that the decoder must give."""
 
     @property
+    @abstractmethod
+    def observes(self) -> Observes:
+        """What an image is to it."""
+
+    @property
     def noise_channels(self) -> int:
         """Standard normal values a pixel that `draw` takes."""
         return self.channels
@@ -170,6 +177,10 @@ class Likelihood(ABC):
 
 class Bernoulli(Likelihood):
     """Each value is 1 with the probability whose logit the decoder gives."""
+
+    @property
+    def observes(self) -> Observes:
+        return Observes("Bernoulli")
 
     @property
     def outputs(self) -> int:
@@ -192,6 +203,10 @@ class Gaussian(Likelihood):
     def __init__(self, channels: int, per_pixel: bool) -> None:
         super().__init__(channels)
         self.per_pixel = per_pixel
+
+    @property
+    def observes(self) -> Observes:
+        return Observes("Gaussian density", math.log2(LEVELS))
 
     @property
     def outputs(self) -> int:
@@ -222,6 +237,10 @@ class LogisticMixture(Likelihood):
     def __init__(self, channels: int, components: int) -> None:
         super().__init__(channels)
         self.components = components
+
+    @property
+    def observes(self) -> Observes:
+        return Observes("256 levels")
 
     @property
     def outputs(self) -> int:

@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from pipeline import __version__, pictures, plan, releases, shards
+from pipeline import __version__, ids, pictures, releases, shards
 from pipeline.artifacts import FileEntry, Release, Run, SampleSet, commit, file_entry, find, read_file
 from pipeline.errors import RecordError, UserError
 from pipeline.recipe import Recipe
@@ -67,7 +67,7 @@ def sample_run(store: Store, run: Run, count: int, seed: int) -> SampleSet:
 
     Shard by shard, so that memory does not grow with the set; the grid shows the first images.
     """
-    wanted = plan.samples_id(run.ref, count, seed)
+    wanted = ids.samples_id(run.ref, count, seed)
     if done := find(store, f"samples/{wanted}", SampleSet):
         return done
     sampler = open_sampler(store, run, torch.device("cpu"))

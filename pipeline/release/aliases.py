@@ -6,9 +6,10 @@ A history loses no move, whoever else moves the alias at the same time, and says
 import datetime
 from collections.abc import Callable, Iterator
 
-from pipeline.artifacts import Release, file_entry, find, load, parse_model, read_file
+from pipeline.artifacts import Evaluation, Release, file_entry, find, load, parse_model, read_file
 from pipeline.errors import AlreadyExists, Changed, NotFound, RecordError, StoreError
-from pipeline.recipe import GateSpec
+from pipeline.ids import evaluation_id
+from pipeline.recipe import Recipe
 from pipeline.release import card
 from pipeline.release.gate import Measured, decide
 from pipeline.release.numbers import releases_of, retraction_of
@@ -38,23 +39,22 @@ def promote(store: Store, name: str, number: int, alias: str, *, who: str, why: 
     return _move(store, name, alias, choose)
 
 
-def promote_if_better(
-    store: Store, name: str, number: int, alias: str, spec: GateSpec, *, who: str, why: str
-) -> Verdict:
-    """Let the gate decide whether a release takes the alias; else it becomes the candidate, with what it fell short by.
+def promote_if_better(store: Store, recipe: Recipe, release: Release, *, who: str, why: str) -> Verdict:
+    """Let the recipe's gate decide whether a release takes its alias; else it becomes the candidate.
 
-    Decided once: a release that the gate has judged gets the same verdict again. Raises RecordError.
+    The verdict says by how much it fell short. Decided once: a release that was judged gets the same verdict again.
+    Raises RecordError.
     """
+    name, number, alias = release.name, release.number, recipe.release.alias
     if found := judged(store, name, number, alias):
         return found
-    challenger = Measured.of(standing_release(store, name, number))
+    challenger = standing_release(store, name, number)
     verdicts: list[Verdict] = []
 
     def choose(current: Alias) -> Move | None:
-        champion = load(store, f"releases/{name}/{current.number}", Release) if current.number else None
-        if champion and retraction_of(store, name, champion.number):
-            champion = None
-        verdicts.append(decide(spec, challenger, Measured.of(champion) if champion else None))
+        champion = champion_of(store, current)
+        standing = _measured_like(store, recipe, champion, challenger) if champion else None
+        verdicts.append(decide(recipe.gate, Measured.of(challenger), standing))
         if not verdicts[-1].promoted:
             return None
         return Move(number=number, at=_now(), who=who, why=why, verdict=verdicts[-1])
@@ -65,6 +65,23 @@ def promote_if_better(
         kept = Move(number=number, at=_now(), who=who, why=why, verdict=verdict)
         _move(store, name, CANDIDATE, lambda current: None if current.number == number else kept)
     return verdict
+
+
+def champion_of(store: Store, alias: Alias | None) -> Release | None:
+    """The release that an alias names; None where it names none, or one that was taken back."""
+    if alias is None or alias.number is None or retraction_of(store, alias.name, alias.number):
+        return None
+    return load(store, f"releases/{alias.name}/{alias.number}", Release)
+
+
+def _measured_like(store: Store, recipe: Recipe, champion: Release, challenger: Release) -> Measured:
+    """The champion's figures: where they are of another protocol than the challenger's, those that the challenger's
+    evaluation measured of it again, as far as it did."""
+    if champion.protocol != challenger.protocol:
+        again = evaluation_id(recipe, champion.run, challenger.dataset)
+        if evaluation := find(store, f"evaluations/{again}", Evaluation):
+            return Measured.of(champion, evaluation)
+    return Measured.of(champion)
 
 
 def judged(store: Store, name: str, number: int, alias: str) -> Verdict | None:

@@ -58,7 +58,7 @@ def _front_matter(recipe: Recipe, name: str, run: Run, dataset: Dataset, evaluat
         "dataset": {
             "type": dataset.name,
             "name": dataset.name,
-            "split": evaluation.split,
+            "split": evaluation.protocol.split,
             "revision": dataset.id,
         },
         "metrics": [
@@ -100,16 +100,19 @@ def _data(dataset: Dataset) -> str:
 
 def _figures(evaluation: Evaluation) -> str:
     head = (
-        f"## Figures\n\nOn the split `{evaluation.split}`, protocol `{evaluation.protocol}`: figures of another "
-        f"protocol cannot be compared with these. Features: {evaluation.extractor_note}\n\n"
-        "| figure | value | 95% interval | unit | samples | real images |\n| --- | --- | --- | --- | --- | --- |\n"
+        f"## Figures\n\nOn the split `{evaluation.protocol.split}`, protocol `{evaluation.protocol}`: figures of "
+        f"another protocol cannot be compared with these. Features: {evaluation.extractor_note}\n\n"
+        "| figure | value | 95% interval | real images as well | unit | samples | real images |\n"
+        "| --- | --- | --- | --- | --- | --- | --- |\n"
     )
     return head + "\n".join(_row(name, figure) for name, figure in evaluation.figures.items())
 
 
 def _row(name: str, figure: Figure) -> str:
     interval = "" if figure.low is None or figure.high is None else f"{figure.low:.4g} to {figure.high:.4g}"
-    cells = (name, f"{figure.value:.4g}", interval, figure.unit, f"{figure.num_samples:,}", f"{figure.num_real:,}")
+    floor = "" if figure.floor is None else f"{figure.floor:.4g}"
+    counts = f"{figure.num_samples:,}", f"{figure.num_real:,}"
+    cells = (name, f"{figure.value:.4g}", interval, floor, figure.unit, *counts)
     return f"| {' | '.join(cells)} |"
 
 

@@ -17,8 +17,9 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from pipeline.artifacts import Figure, Release
+from pipeline.artifacts import Evaluation, Figure, Protocol, Release
 from pipeline.errors import RecordError
+from pipeline.protocol import differences, reason_of
 from pipeline.recipe import GateSpec
 from pipeline.release.records import Verdict
 
@@ -52,14 +53,15 @@ class Measured:
 
     name: str  # as a person would say it: digits-gan@3
     number: int
-    protocol: str  # figures of two protocols are not comparable
+    protocol: Protocol
     figures: Mapping[str, Bounds]
 
     @classmethod
-    def of(cls, release: Release) -> "Measured":
-        """A release with the figures that it was published with."""
-        figures = {name: Bounds.of(figure) for name, figure in release.figures.items()}
-        return cls(f"{release.name}@{release.number}", release.number, release.protocol, figures)
+    def of(cls, release: Release, evaluation: Evaluation | None = None) -> "Measured":
+        """A release with the figures that it was published with, or with those of another evaluation of its run."""
+        measured = evaluation or release
+        figures = {name: Bounds.of(figure) for name, figure in measured.figures.items()}
+        return cls(f"{release.name}@{release.number}", release.number, measured.protocol, figures)
 
     def figure(self, name: str, asked_by: str) -> Bounds:
         """One of its figures. Raises RecordError that lists those that there are."""
@@ -85,10 +87,10 @@ def decide(spec: GateSpec, challenger: Measured, champion: Measured | None) -> V
         return Verdict(promoted=False, reason="; ".join(missed), metric=spec.metric, against=against)
     if champion is None:
         return Verdict(promoted=True, reason="the first to stand there", metric=spec.metric, against=None)
-    if challenger.protocol != champion.protocol:
+    if found := differences(challenger.protocol, champion.protocol):
         reason = (
-            f"{challenger.name} was measured by protocol {challenger.protocol} and {champion.name} by "
-            f"{champion.protocol}, which cannot be compared; measure {champion.name} again, or promote by hand"
+            f"{challenger.name} and {champion.name} cannot be compared, their protocols differ in {found[0]}: "
+            f"{reason_of(found)}; evaluate its run again while {champion.name} stands there, or promote by hand"
         )
         return Verdict(promoted=False, reason=reason, metric=spec.metric, against=against)
     return _compare(spec, measured, champion.figure(spec.metric, "gate.metric"), champion)

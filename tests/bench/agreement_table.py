@@ -20,9 +20,10 @@ from tests.bench.image_training import Training, train
 from tests.bench.mnist import Digits
 from tests.bench.reading import class_reader, generated
 from tests.bench.table import Bar, Figures, Means, Table
-from trainers import metrics
-from trainers.extractor import Extractor
+from trainers.extractors.own import Extractor
 from trainers.families import Model
+from trainers.metrics.classes import label_agreement
+from trainers.metrics.frechet import frechet_distance
 
 LEAST_ACCURACY = 0.99  # of the classifier: else its readings say nothing of the samples
 CURVE_POINTS = 4
@@ -57,7 +58,7 @@ class AgreementTable(Table):
 
     def _of_seed(self, seed: int, digits: Digits, reader: Extractor, data: mnist.Stored, means: Means) -> Figures:
         test_ND = reader.features(digits.test.images_NCHW[: self.samples])
-        floor = metrics.frechet_distance(test_ND, reader.features(digits.train.images_NCHW[: self.samples]))
+        floor = frechet_distance(test_ND, reader.features(digits.train.images_NCHW[: self.samples]))
         found: Figures = {"frechet_floor": floor}
         for name, training in self.trainings.items():
 
@@ -66,7 +67,7 @@ class AgreementTable(Table):
 
             sampler, points = train(training, data, seed, means, probe, CURVE_POINTS)
             agrees, made_NCHW = agreement(sampler.model, sampler.network, self.samples, reader, means)
-            distance = metrics.frechet_distance(test_ND, reader.features(made_NCHW))
+            distance = frechet_distance(test_ND, reader.features(made_NCHW))
             found |= {f"{name}_agreement": agrees, f"{name}_frechet_over_floor": distance / floor}
             found["curve"] = [*found.get("curve", []), *({"model": name, **point} for point in points)]
         return found
@@ -89,7 +90,7 @@ def agreement(
     """The share of samples that are read as their class, and the samples (N, 1, H, W)."""
     made_NCHW = generated(model, network, count, len(mnist.CLASSES), means)
     wanted_N = torch.arange(count) % len(mnist.CLASSES)
-    return metrics.label_agreement(reader.predict(made_NCHW), wanted_N).mean().item(), made_NCHW
+    return label_agreement(reader.predict(made_NCHW), wanted_N).mean().item(), made_NCHW
 
 
 VAE = Training("vae", 128, 4000, {"preset": "tiny", "likelihood": "bernoulli"}, ema_half_life_images=50_000)

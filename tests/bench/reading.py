@@ -6,8 +6,9 @@ from torch import Tensor, nn
 from tests.bench import mnist
 from tests.bench.mnist import Digits, Images
 from tests.bench.table import Means
-from trainers import extractor, families
-from trainers.extractor import Extractor
+from trainers import families
+from trainers.extractors import own
+from trainers.extractors.own import Extractor
 from trainers.families import Model
 
 BATCH_IMAGES = 500
@@ -17,7 +18,7 @@ def class_reader(digits: Digits, means: Means) -> Extractor:
     """The project's own classifier, trained on the training images once and kept in the work folder."""
     data = mnist.stored(digits, means.work, "mnist-classes", labelled=True)
     parts: dict[str, Images] = {"train": digits.train, "test": digits.test}
-    return extractor.load_or_train(
+    return own.load_or_train(
         data.store, data.dataset, lambda split: (parts[split].images_NCHW, parts[split].labels_N), device=means.device
     )
 

@@ -18,7 +18,7 @@ from tests.bench import mnist
 from tests.bench.image_training import Training, train
 from tests.bench.reading import class_reader, generated
 from tests.bench.table import Bar, Figures, Means, Table
-from trainers.extractor import Extractor
+from trainers.extractors.own import Extractor
 from trainers.families import Model
 
 NUMBERS = 1000

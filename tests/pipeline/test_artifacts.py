@@ -29,6 +29,7 @@ from pipeline.artifacts import (
 from pipeline.errors import IntegrityError, NotFound, RecordError, UserError
 from pipeline.release.records import Alias, Move
 from pipeline.store import Store
+from tests import made
 
 FIGURE = Figure(value=1.5, unit="nats", num_samples=10, low=1.0, high=2.0)
 DATASET = Dataset(
@@ -74,11 +75,8 @@ EVALUATION = Evaluation(
     id="e" * 16,
     run=RUN.ref,
     dataset=DATASET.ref,
-    split="test",
-    protocol="1",
-    extractor="x",
+    protocol=made.PROTOCOL,
     extractor_note="a classifier",
-    seed=0,
     figures={"elbo": FIGURE},
 )
 SAMPLES = SampleSet(code_version="0.1.0", id="5" * 16, run=RUN.ref, count=4, seed=0, made_with="hand", files=())
@@ -93,7 +91,7 @@ RELEASE = Release(
     dataset=DATASET.ref,
     family="vae",
     license="CC0-1.0",
-    protocol="p",
+    protocol=made.PROTOCOL,
     parents=(),
     figures={"elbo": FIGURE},
     files=(),

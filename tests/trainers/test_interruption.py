@@ -14,8 +14,8 @@ from torch.multiprocessing.spawn import spawn
 
 from pipeline.artifacts import Dataset, Run, find, load
 from pipeline.errors import Interrupted, Stopped
+from pipeline.ids import run_id
 from pipeline.ingest import ingest
-from pipeline.plan import run_id
 from pipeline.recipe import Recipe, load_recipe
 from pipeline.store import Store, open_store
 from tests.trainers.conftest import Digits, node_cache, small_recipe

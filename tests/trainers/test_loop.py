@@ -10,7 +10,7 @@ from safetensors.torch import load as load_safetensors
 from torch import Tensor, nn
 from torch.multiprocessing.spawn import spawn
 
-from pipeline import plan
+from pipeline import ids
 from pipeline.artifacts import Run, load
 from pipeline.errors import TrainingError
 from pipeline.store import Store, open_store
@@ -80,7 +80,7 @@ def test_a_checkpoint_between_two_log_lines_changes_neither(digits: Digits, kill
 
 def test_what_leaves_the_result_as_it_is_enters_no_id() -> None:
     def id_of(*overrides: str) -> str:
-        return plan.run_id(small_recipe(*overrides), "vae", "datasets/d/1")
+        return ids.run_id(small_recipe(*overrides), "vae", "datasets/d/1")
 
     for override in ("keep_last=5", "keep_best=vae/loss", "preview_every_steps=3"):
         assert id_of(f"models.vae.{override}") == id_of(), override

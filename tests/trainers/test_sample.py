@@ -65,7 +65,10 @@ def test_an_evaluation_states_counts_and_intervals(digits: Digits, run: Run) -> 
         figure = figures[name]
         assert figure.low is not None and figure.high is not None and figure.low <= figure.value <= figure.high
         assert (figure.num_samples, figure.num_real) == (100, digits.dataset.splits["test"])
-    assert found.extractor.startswith(f"{digits.dataset.ref}/extractors/") and "classifier" in found.extractor_note
+    assert (
+        found.protocol.extractor.startswith(f"{digits.dataset.ref}/extractors/")
+        and "classifier" in found.extractor_note
+    )
     assert evaluate.evaluate(digits.store, recipe, run, Settings.from_environment(), print) == found
 
 

@@ -48,6 +48,14 @@ class DataShape:
 
 
 @dataclass(frozen=True)
+class Observes:
+    """What a likelihood says of an image, so that nats become bits a dimension."""
+
+    what: str  # in words: `256 levels`, `Gaussian density`
+    bits: float = 0.0  # to add to the bits of each value: log2(255) for a density of values in [0, 1]
+
+
+@dataclass(frozen=True)
 class Batch:
     """This worker's part of a global batch."""
 
@@ -138,12 +146,27 @@ class Model(ABC):
     def image_figures(
         self, network: nn.Module, images_BCHW: Tensor, labels_B: Tensor, noise: Noise
     ) -> dict[str, Tensor]:
-        """Per-image figures on held-out images that only this family has, (B,) each: a VAE's ELBO, say."""
+        """Per-image figures in nats on held-out images that only this family has, (B,) each: a VAE's ELBO, say."""
         return {}
 
     def alarms(self) -> Sequence[Alarm]:
         """The ways in which training this family goes wrong that its metrics tell (`trainers.alarms`)."""
         return ()
+
+    def log_likelihood(
+        self, network: nn.Module, images_BCHW: Tensor, labels_B: Tensor, noise: Noise, num_draws: int
+    ) -> Tensor | None:
+        """log p(x|y) in nats, (B,), estimated with `num_draws` draws; None: the family has no likelihood."""
+        return None
+
+    def posterior_means(self, network: nn.Module, images_BCHW: Tensor, labels_B: Tensor) -> Tensor | None:
+        """The mean of each latent given an image, (B, Z), in units of its prior; None: the family infers none."""
+        return None
+
+    @property
+    def observes(self) -> "Observes | None":
+        """What a likelihood is of; None: the family has none."""
+        return None
 
 
 class FamilyConfig(BaseModel):
@@ -219,5 +242,5 @@ def latents(seeds: Sequence[int], latent_size: int) -> Tensor:
 
 
 def nats_to_bits_per_dimension(nats: float, shape: DataShape) -> float:
-    """Nats an image as bits a pixel value."""
+    """Nats an image as bits a pixel value; `Observes.bits` are to be added."""
     return nats / (shape.pixels * math.log(2))

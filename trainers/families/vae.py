@@ -28,7 +28,7 @@ from torch import Tensor, nn
 
 from trainers.alarms import Alarm, posterior_collapsed
 from trainers.bounds import importance_bound, log_likelihood, rate_beyond_free_bits
-from trainers.families import Adam, Batch, DataShape, FamilyConfig, Model, Networks, Noise, Phase
+from trainers.families import Adam, Batch, DataShape, FamilyConfig, Model, Networks, Noise, Observes, Phase
 from trainers.likelihoods import Bernoulli, Gaussian, Likelihood, LogisticMixture
 from trainers.networks.blocks import BottomUp, ConditionalMlp, TopDown, TowerSize, pyramid
 from trainers.networks.ladder import Ladder
@@ -79,7 +79,6 @@ class Config(FamilyConfig):
     kl_warmup_steps: Annotated[int, Field(ge=0)] = 200
     free_bits: Annotated[float, Field(ge=0.0, le=1000.0)] = 0.0  # nats of each latent group that cost nothing
     importance_samples: Annotated[int, Field(ge=1, le=1000)] = 1  # k of the bound that is trained
-    nll_samples: Annotated[int, Field(ge=0, le=100_000)] = 0  # k of the held-out likelihood; 0: leave it out
     lr: Annotated[float, Field(gt=0.0, le=1.0)] = 1e-3
     lr_warmup_steps: Annotated[int, Field(ge=0)] = 50
     lr_decay: Literal["none", "cosine"] = "cosine"
@@ -303,19 +302,31 @@ class VaeModel(Model):
     def image_figures(
         self, network: nn.Module, images_BCHW: Tensor, labels_B: Tensor, noise: Noise
     ) -> dict[str, Tensor]:
-        """Negative ELBO (beta 1, no free bits, whatever the training's was), rate and distortion in nats, (B,) each.
-
-        With `nll_samples` also -log p(x), estimated with that many importance samples.
-        """
+        """Negative ELBO (beta 1, no free bits, whatever the training's was), rate and distortion in nats, (B,) each."""
         assert isinstance(network, LatentNetwork)
         observed_BCHW = self._observed(images_BCHW, noise)
         terms: Terms = network(observed_BCHW, labels_B, noise.normal(1, network.latent_size))
         distortion_B, rate_B = terms.distortion_BK[:, 0], terms.rate_BKG.sum(2)[:, 0]
-        figures = {"negative_elbo": distortion_B + rate_B, "rate": rate_B, "distortion": distortion_B}
-        if samples := self.config.nll_samples:
-            log_likelihood_B = log_likelihood(network, observed_BCHW, labels_B, noise, samples)
-            figures["negative_log_likelihood"] = -log_likelihood_B.to(distortion_B.dtype)
-        return figures
+        return {"negative_elbo": distortion_B + rate_B, "rate": rate_B, "distortion": distortion_B}
+
+    def log_likelihood(
+        self, network: nn.Module, images_BCHW: Tensor, labels_B: Tensor, noise: Noise, num_draws: int
+    ) -> Tensor:
+        """log p(x|y) in nats from below, (B,) float64, by `num_draws` importance samples (Burda et al. 2016)."""
+        assert isinstance(network, LatentNetwork)
+        return log_likelihood(network, self._observed(images_BCHW, noise), labels_B, noise, num_draws)
+
+    def posterior_means(self, network: nn.Module, images_BCHW: Tensor, labels_B: Tensor) -> Tensor:
+        """Means of q(z|x, y), (B, Z)."""
+        assert isinstance(network, LatentNetwork)
+        return network.posterior_means(images_BCHW, labels_B)
+
+    @property
+    def observes(self) -> Observes:
+        """What the likelihood is of."""
+        network = self.networks["vae"]
+        assert isinstance(network, LatentNetwork)
+        return network.likelihood.observes
 
     def alarms(self) -> Sequence[Alarm]:
         advice = "lower beta, raise kl_warmup_steps, or set free_bits"

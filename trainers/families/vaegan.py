@@ -184,6 +184,12 @@ class VaeGanModel(Model):
         advice = "lower beta, or raise kl_warmup_steps, feature_weight or pixel_weight"
         return [posterior_collapsed("autoencoder", self.config.kl_warmup_steps, advice)]
 
+    def posterior_means(self, network: nn.Module, images_BCHW: Tensor, labels_B: Tensor) -> Tensor:
+        """Means of q(z|x, y), (B, Z)."""
+        assert isinstance(network, Autoencoder)
+        mean_BZ: Tensor = network.encode(2 * images_BCHW - 1, labels_B)[0]
+        return mean_BZ
+
 
 def build(config: Config, shape: DataShape) -> Model:
     """Make the VAE/GAN for images of `shape`."""

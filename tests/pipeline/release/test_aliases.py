@@ -14,7 +14,7 @@ from pipeline.release.numbers import retraction_of
 from pipeline.release.records import CANDIDATE, Alias, Move
 from pipeline.release.verify import verify
 from pipeline.store import Store, open_store
-from tests.made_releases import FIGURES, Killed, kill_at_write, published
+from tests.made_releases import FIGURES, Killed, kill_at_write, published, recipe
 
 NAME = "tiny-vae"
 GATE = GateSpec()
@@ -81,7 +81,9 @@ def test_promoting_what_is_not_there_lists_what_is(store: Store) -> None:
 
 
 def judge(store: Store, number: int, spec: GateSpec = GATE) -> bool:
-    return releases.promote_if_better(store, NAME, number, "champion", spec, who="ann", why="a run").promoted
+    gated = recipe().model_copy(update={"gate": spec})
+    release = releases.resolve(store, f"{NAME}@{number}", retracted=True)
+    return releases.promote_if_better(store, gated, release, who="ann", why="a run").promoted
 
 
 def test_the_gate_promotes_the_first_and_the_better_and_keeps_the_rest_as_candidate(store: Store) -> None:

@@ -6,16 +6,18 @@ from typing import Any
 import numpy as np
 import pytest
 
+from pipeline.artifacts import Protocol
 from pipeline.errors import RecipeError, RecordError
 from pipeline.recipe import GateSpec, load_recipe
 from pipeline.release.gate import Bounds, Measured, decide, gain_of
 from pipeline.release.records import Verdict
+from tests.made import PROTOCOL
 from tests.made_releases import RECIPE
 
 WIDE = {"frechet_distance": (5.0, 4.0, 7.0), "recall": (0.5, 0.4, 0.6), "near_copies": (0.02, 0.0, 0.05)}
 
 
-def measured(number: int, protocol: str = "p1", **changes: tuple[float, float, float]) -> Measured:
+def measured(number: int, protocol: Protocol = PROTOCOL, **changes: tuple[float, float, float]) -> Measured:
     figures = {name: Bounds(*bounds) for name, bounds in {**WIDE, **changes}.items()}
     return Measured(f"tiny@{number}", number, protocol, figures)
 
@@ -79,9 +81,11 @@ def test_bars_hold_for_the_first_too() -> None:
 
 
 def test_figures_of_another_protocol_are_not_compared() -> None:
-    verdict = decide(GateSpec(), measured(2, "p2", frechet_distance=(0, 0, 0)), measured(1))
+    other = PROTOCOL.model_copy(update={"num_samples": 7})
+    verdict = decide(GateSpec(), measured(2, other, frechet_distance=(0, 0, 0)), measured(1))
     assert not verdict.promoted and verdict.gain is None
-    assert "tiny@2 was measured by protocol p2 and tiny@1 by p1, which cannot be compared" in verdict.reason
+    assert "tiny@2 and tiny@1 cannot be compared, their protocols differ in num_samples: 7, not 100" in verdict.reason
+    assert "the bias of a distance depends on the number of samples" in verdict.reason
 
 
 @pytest.mark.parametrize("bounds", [(float("nan"),) * 3, (float("inf"),) * 3, (1.0, float("nan"), float("nan"))])

@@ -21,7 +21,7 @@ VARIANTS: list[dict[str, Any]] = [
     {"likelihood": "gaussian", "scale_per_pixel": True, "decode": "draw"},
     {"likelihood": "logistic_mixture", "mixture_components": 3, "decode": "draw"},
     {"network": "mlp", "hidden": [20, 10], "latent_size": 5, "importance_samples": 4, "binarize": "dynamic"},
-    {"depth": 3, "latent_channels": 2, "free_bits": 0.5, "nll_samples": 5},
+    {"depth": 3, "latent_channels": 2, "free_bits": 0.5},
     {"depth": 2, "latent_channels": 2, "likelihood": "logistic_mixture", "importance_samples": 3},
 ]
 
@@ -137,7 +137,6 @@ def test_every_variant_trains_samples_and_is_measured(options: dict[str, Any], s
         made = model.decode(network, z_BZ, batch.labels_B)
         assert torch.equal(made, model.decode(network, z_BZ, batch.labels_B))
     torch.testing.assert_close(figures["negative_elbo"], figures["rate"] + figures["distortion"])
-    assert ("negative_log_likelihood" in figures) == (model.config.nll_samples > 0)
     assert all(value.shape == (2,) and value.isfinite().all() for value in figures.values())
     assert made.shape == batch.images_BCHW.shape and made.min() >= 0 and made.max() <= 1
 
@@ -151,15 +150,30 @@ def test_a_drawn_sample_takes_its_pixels_noise_from_the_end_of_its_latent() -> N
     torch.testing.assert_close(model.decode(network, z, labels), expected)
 
 
-def test_figure_of_the_likelihood_is_below_the_negative_elbo_and_what_the_bound_says() -> None:
-    model, network = make(nll_samples=50)
+def test_the_likelihood_is_above_the_elbo_and_what_the_bound_says() -> None:
+    model, network = make()
     batch = batch_of(16)
     figures = model.image_figures(network, batch.images_BCHW, batch.labels_B, noise_of(batch))
-    assert figures["negative_log_likelihood"].mean() < figures["negative_elbo"].mean()
+    found = model.log_likelihood(network, batch.images_BCHW, batch.labels_B, noise_of(batch), num_draws=50)
+    assert found.mean() > -figures["negative_elbo"].mean()
+    expected = bounds.log_likelihood(network, batch.images_BCHW, batch.labels_B, noise_of(batch), 50, chunk=7)
+    torch.testing.assert_close(found, expected)
+
+
+def test_the_likelihood_of_binarised_images_is_of_black_and_white_ones() -> None:
+    model, network = make(binarize="dynamic")
+    batch = batch_of(4)
     noise = noise_of(batch)
-    noise.normal(1, 32)  # the ELBO's
-    expected = bounds.log_likelihood(network, batch.images_BCHW, batch.labels_B, noise, 50, chunk=7)
-    torch.testing.assert_close(figures["negative_log_likelihood"], -expected.float())
+    drawn = (noise.uniform(1, 8, 8) < batch.images_BCHW).float()
+    expected = bounds.log_likelihood(network, drawn, batch.labels_B, noise, 5)
+    found = model.log_likelihood(network, batch.images_BCHW, batch.labels_B, noise_of(batch), num_draws=5)
+    torch.testing.assert_close(found, expected)
+
+
+def test_what_a_likelihood_is_of_is_said() -> None:
+    assert make()[0].observes == families.Observes("Bernoulli")
+    assert make(likelihood="logistic_mixture")[0].observes.bits == 0
+    assert make(likelihood="gaussian")[0].observes.bits == pytest.approx(7.994353, rel=1e-6)
 
 
 def test_scale_is_a_parameter_only_where_it_is_learned() -> None:

@@ -15,14 +15,9 @@ from pipeline.artifacts import Dataset
 from pipeline.errors import AtelierError, IntegrityError, RecordError, TrainingError, UserError
 from pipeline.store import Store, open_store
 from tests import made
-from trainers.extractor import (
-    WEIGHTS,
-    Extractor,
-    ExtractorConfig,
-    ExtractorNet,
-    load_or_train,
-    train_extractor,
-)
+from trainers.extractors.network import ExtractorConfig, ExtractorNet
+from trainers.extractors.own import WEIGHTS, Extractor, load_or_train
+from trainers.extractors.training import train_extractor
 
 NUM_TRAIN = 1_500
 QUICK = ExtractorConfig(min_images_seen=2_000, epochs=1)
@@ -193,6 +188,19 @@ def test_another_configuration_is_another_extractor(store: Store) -> None:
     other = QUICK.model_copy(update={"seed": 1})
     refs = {load_or_train(store, DIGITS, Splits(), config=config).ref for config in (QUICK, other)}
     assert len(refs) == 2
+
+
+def test_a_labelled_dataset_has_a_label_free_encoder_too(store: Store) -> None:
+    reader, encoder = (load_or_train(store, DIGITS, Splits(), task=task, config=QUICK) for task in (None, "rotations"))
+    assert (reader.reads_classes, encoder.reads_classes) == (True, False)
+    assert reader.ref != encoder.ref and reader.sha256 != encoder.sha256
+    images, _ = Splits()("test")
+    features_ND, classes_N = reader.read(images)
+    assert classes_N is not None
+    assert torch.equal(features_ND, reader.features(images)) and torch.equal(classes_N, reader.predict(images))
+    assert encoder.read(images)[1] is None
+    with pytest.raises(UserError, match="expected two classes or more to train a classifier on"):
+        load_or_train(store, record_of(("one",)), Splits(), task="classes", config=QUICK)
 
 
 def test_unlabelled_dataset_gets_a_label_free_encoder(store: Store) -> None:
