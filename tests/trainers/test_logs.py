@@ -48,7 +48,13 @@ def test_times_are_in_no_file_of_the_record(digits: Digits) -> None:
     loop.train(task, HERE, TorchEngine, print)
     names = [entry.name for entry in load(digits.store, task.run_ref, Run).files]
     assert names == ["config.json", "metrics.jsonl", "model.safetensors"]
-    assert set(lines(digits, task, "metrics.jsonl")[0]) == {"step", "vae/loss", "vae/distortion", "vae/rate"}
+    assert set(lines(digits, task, "metrics.jsonl")[0]) == {
+        "step",
+        "vae/loss",
+        "vae/distortion",
+        "vae/rate",
+        "vae/grad_norm",
+    }
 
 
 def test_tensorboard_reads_what_was_logged(digits: Digits) -> None:

@@ -59,7 +59,7 @@ def test_resume_matches_straight_run(digits: Digits, model: str, killed_after: i
         loop.train(resumed, HERE, lambda m, s: DyingEngine(m, s, killed_after), print)
     said: list[str] = []
     loop.train(resumed, HERE, TorchEngine, said.append)
-    assert ("resumed at step" in said[1]) == (killed_after >= 4)
+    assert any("resumed at step" in line for line in said) == (killed_after >= 4)
     for name in ("model.safetensors", "config.json", "metrics.jsonl"):
         assert digits.store.get(f"{resumed.run_ref}/{name}") == digits.store.get(f"{straight.run_ref}/{name}"), name
 
