@@ -4,6 +4,8 @@ The network of Burda et al. 2016 (IWAE), section 5: one stochastic layer of 50 u
 tanh on either side, trained with the bound of k = 50; each training image is binarised anew every time, the test images
 once. The paper trains for 3,280 epochs of batches of 20; how long we do stands in the settings.
 
+`mnist_nll_hierarchy`: the same figure of a hierarchy of latents in the manner of VDVAE (Child 2021), by `depth`.
+
 Shape legend: N test images, C channels, H height, W width.
 """
 
@@ -34,17 +36,17 @@ IWAE: dict[str, Any] = {
 }
 CHUNK_IMAGES = 100  # scored at once
 CURVE_POINTS = 8
-CURVE_IMAGES, CURVE_SAMPLES = 1000, 100
 
 
 @dataclass(frozen=True)
 class LikelihoodTable(Table):
-    """IWAE's network with one stochastic layer."""
+    """One training of a VAE; by default IWAE's network with one stochastic layer."""
 
     training: Training
     title: str = "MNIST, nats a test image, 1,000 importance samples; IWAE's network of one layer, k = 50"
     samples: int = 1000
     test_images: int = 10_000
+    curve: tuple[int, int] = (1000, 100)  # images and importance samples of its points
     bars: tuple[Bar, ...] = (Bar("negative_log_likelihood", 84.8, at_least=False),)
     peers: str = "(nats): VAE 86.76; IWAE-50 84.78, two layers 82.90; ladder of 12 layers 78.30; NVAE 78.01"
     default_seeds: int = 1
@@ -58,20 +60,20 @@ class LikelihoodTable(Table):
         test_NCHW = binarized(digits.test.images_NCHW[: self.test_images]).to(means.device)
 
         def probe(model: Model, network: nn.Module) -> dict[str, float]:
-            part_NCHW = test_NCHW[:CURVE_IMAGES]
-            return {"nll (100 samples)": -mean_log_likelihood(network, part_NCHW, CURVE_SAMPLES)}
+            images, samples = self.curve
+            return {f"nll ({samples} samples)": -mean_log_likelihood(network, test_NCHW[:images], samples)}
 
         found = []
         for seed in seeds:
             sampler, points = train(self.training, data, seed, means, probe, CURVE_POINTS)
-            means.say(f"mnist_nll: {self.samples:,} importance samples of {len(test_NCHW):,} images")
+            means.say(f"MNIST: {self.samples:,} importance samples of {len(test_NCHW):,} images")
             nll = -mean_log_likelihood(sampler.network, test_NCHW, self.samples)
             used = num_active(sampler.network, test_NCHW)
             found.append({"negative_log_likelihood": nll, "active_units": used, "curve": points})
         return found
 
     def quick(self) -> "LikelihoodTable":
-        return replace(self, training=replace(self.training, steps=8), samples=2, test_images=200)
+        return replace(self, training=replace(self.training, steps=8), samples=2, test_images=200, curve=(100, 2))
 
     def effort(self) -> str:
         training = self.training
@@ -104,3 +106,20 @@ def num_active(network: nn.Module, images_NCHW: Tensor) -> int:
 
 CPU = LikelihoodTable(Training("vae", 20, 60_000, IWAE, ema_half_life_images=60_000))
 FULL = LikelihoodTable(Training("vae", 100, 600_000, IWAE, ema_half_life_images=600_000), default_seeds=3)
+
+HIERARCHY: dict[str, Any] = {"depth": 12, "likelihood": "bernoulli", "binarize": "dynamic", "lr": 1e-3}
+
+
+HIERARCHY_FULL = LikelihoodTable(
+    Training("vae", 100, 300_000, {**HIERARCHY, "preset": "base"}, ema_half_life_images=600_000),
+    title="MNIST, nats a test image, 1,000 importance samples; a hierarchy of 12 groups of latents",
+    bars=(Bar("negative_log_likelihood", 78.3, at_least=False),),
+)
+HIERARCHY_CPU = replace(  # an importance sample is a pass through 12 groups: fewer of them, of fewer images
+    HIERARCHY_FULL,
+    training=Training("vae", 32, 6_000, {**HIERARCHY, "preset": "tiny"}, ema_half_life_images=30_000),
+    title="MNIST, nats a test image, 100 importance samples of 1,000 images; a hierarchy of 12 groups of latents",
+    samples=100,
+    test_images=1000,
+    curve=(200, 20),
+)

@@ -35,11 +35,13 @@ HEADING = "# Results\n\nWritten by the benchmarks, each part by the command that
 FORMS: dict[str, dict[str, Table]] = {  # of the tables that need MNIST
     "full": {
         "mnist_nll": likelihood_table.FULL,
+        "mnist_nll_hierarchy": likelihood_table.HIERARCHY_FULL,
         "stacked_mnist": stacked_table.FULL,
         "mnist_agreement": agreement_table.FULL,
     },
     "cpu": {
         "mnist_nll": likelihood_table.CPU,
+        "mnist_nll_hierarchy": likelihood_table.HIERARCHY_CPU,
         "stacked_mnist": stacked_table.CPU,
         "mnist_agreement": agreement_table.CPU,
     },

@@ -29,6 +29,7 @@ STEPS = 400
 SETTINGS = (
     "cluster.launcher=local",
     "cluster.engine=torch",
+    "cluster.zero=0",
     "cluster.workers=1",
     f"models.gan.steps={STEPS}",
     "models.gan.batch_size=32",
