@@ -2,6 +2,8 @@
 
 from dataclasses import dataclass
 
+from pipeline.errors import UserError
+
 
 @dataclass(frozen=True)
 class Gpu:
@@ -27,6 +29,16 @@ GPUS = (  # a name that contains another comes first
     Gpu("T4", 16, 0, 8.1),
     Gpu("RTX 4090", 24, 165, 82.6),
 )
+
+
+def named(name: str) -> Gpu:
+    """The GPU that a person calls so: h200, a100, "rtx 4090". Raises UserError that lists them."""
+    wanted = name.casefold().replace("-", " ")
+    for gpu in GPUS:
+        if gpu.name.casefold() == wanted:
+            return gpu
+    there = ", ".join(gpu.name.casefold() for gpu in GPUS)
+    raise UserError(f"--gpu: expected one of {there}; got {name!r}")
 
 
 def known(device_name: str) -> Gpu | None:

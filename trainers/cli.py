@@ -1,4 +1,4 @@
-"""The verbs `train`, `evaluate` and `sample`, plugged into the command line by the entry-point group `atelier.verbs`.
+"""The verbs `train`, `evaluate`, `sample` and `plan`, plugged into the command line by the group `atelier.verbs`.
 
 Importing this file imports no torch: the command line does so to show its help.
 """
@@ -70,6 +70,31 @@ def evaluate(
         assert isinstance(record, Run)
         located = Located.of(place, evaluation.evaluate(place, parsed, record, settings, say))
         report_record(json_, located, f"evaluation {located.uri}")
+
+
+def plan(
+    recipe: RecipeArgument,
+    workers: Annotated[int | None, typer.Option("--workers", min=1, help="GPUs.", show_default="the recipe's")] = None,
+    gpu: Annotated[str, typer.Option("--gpu", help="Which: h200, h100, a100, l4 ...")] = "h100",
+    images: Annotated[int | None, typer.Option("--images", min=1, help="To train on.", show_default=False)] = None,
+    classes: Annotated[int, typer.Option("--classes", min=0, help="Of the labels.")] = 0,
+    gpus_per_node: Annotated[int, typer.Option("--gpus-per-node", min=1)] = 8,
+    network: Annotated[float, typer.Option("--network", min=0.001, help="GB/s that a GPU sends.")] = 50.0,
+    mfu: Annotated[float, typer.Option("--mfu", min=0.001, max=1.0, help="Share of the peak that is reached.")] = 0.35,
+    price: Annotated[float | None, typer.Option("--price", min=0.0, help="Of a GPU-hour.", show_default=False)] = None,
+    set_: SetOption = None,
+    json_: JsonOption = False,
+) -> None:
+    """Say what a recipe needs on so many GPUs: memory by ZeRO stage, network, store, time and cost."""
+    from pipeline.gpus import named
+    from trainers import planning
+
+    parsed = read_recipe(recipe, set_, Settings.from_environment())
+    machine = planning.Machine(
+        named(gpu), workers or parsed.cluster.workers, gpus_per_node, network, mfu, images, price
+    )
+    plans = planning.plan_recipe(parsed, machine, classes)
+    report(json_, {"models": [one.record() for one in plans]}, *planning.tables(plans))
 
 
 def sample(
