@@ -25,7 +25,7 @@ from trainers.sample import Images
 
 SHARD_IMAGES = 1024
 GRID_IMAGES = 256  # at most, in a set's picture
-HERE = ClusterSpec(launcher="local")
+HERE = ClusterSpec(launcher="local", engine="torch")
 
 Say = Callable[[str], None]
 
@@ -83,8 +83,8 @@ def sample_run(
     work_seconds = (time.perf_counter() - began) * (len(parts) - 1)
     picture = sample.grid_png(sampler, images[:GRID_IMAGES], classes[:GRID_IMAGES], run.ref)
     grid = _put(store, order, "grid.png", picture)
-    cores = len(os.sched_getaffinity(0))
-    with pool(cluster, work_seconds, cores, settings or Settings.from_environment(), say) as spread:
+    threads = max(1, len(os.sched_getaffinity(0)) // order.threads)
+    with pool(cluster, work_seconds, threads, settings or Settings.from_environment(), say) as spread:
         made = dict(spread(write_part, parts[1:]))
     record = SampleSet(
         code_version=__version__,
