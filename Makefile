@@ -1,4 +1,4 @@
-# make demo | test | up | down | lint | bench-data | bench-train | clean. The first target that needs it makes .venv.
+# make demo | test | up | down | lint | bench-data | bench-train | bench-eval | clean. The first target that needs it makes .venv.
 
 PYTHON ?= python3
 # The torch build: GPU users name theirs, such as TORCH='torch==2.13.0+cu130' or a wheel's path.
@@ -7,7 +7,7 @@ BIN := .venv/bin
 
 PEERS := .venv-peers
 
-.PHONY: demo test test-quick lint up down bench-data bench-train clean
+.PHONY: demo test test-quick lint up down bench-data bench-train bench-eval clean
 
 demo: .venv/done
 	$(BIN)/atelier run digits --airflow
@@ -35,6 +35,9 @@ bench-data: .venv/done $(PEERS)/done
 
 bench-train: .venv/done $(PEERS)/done
 	$(BIN)/python -m tests.bench.train --peers $(PEERS)/bin/python
+
+bench-eval: .venv/done
+	$(BIN)/python -m tests.bench.eval
 
 # Of the peers' dependencies torchvision goes again: PyPI's is built for CUDA and breaks imports beside a CPU torch.
 $(PEERS)/done: tests/bench/peers-requirements.txt

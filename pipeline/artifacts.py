@@ -285,7 +285,7 @@ RecordT = TypeVar("RecordT", bound=Record)
 StrictT = TypeVar("StrictT", bound=Strict)
 # The root is as long as can be: it may itself lie in a folder called `datasets` or `runs`.
 _RECORD_URI = re.compile(
-    r"(?P<root>(?:s3|file)://.+)/(?P<ref>(?:datasets|releases)/[^/]+/[^/]+|(?:runs|evaluations|samples)/[^/]+)"
+    r"(?P<root>(?:s3|file|https?)://.+)/(?P<ref>(?:datasets|releases)/[^/]+/[^/]+|(?:runs|evaluations|samples)/[^/]+)"
     r"(?:/(?:dataset|run|evaluation|samples|manifest)\.json)?"
 )
 _KINDS: Mapping[str, type[AnyRecord]] = {

@@ -7,8 +7,7 @@ line. An error is one line; exit status 2 is the user's mistake, 1 a failure.
 import json
 import sys
 import traceback
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from typing import Annotated, Any
 
 import typer
@@ -16,9 +15,9 @@ from rich.console import Console, RenderableType
 
 from pipeline.artifacts import Located
 from pipeline.errors import AtelierError
+from pipeline.opening import opened_store as opened_store  # noqa: PLC0414 - verbs take what they share from here
 from pipeline.recipe import Recipe, load_recipe
-from pipeline.settings import Settings, update_environment
-from pipeline.store import Store, open_store
+from pipeline.settings import Settings
 
 RecipeArgument = Annotated[
     str, typer.Argument(help="A recipe's name, the path of a YAML file, or JSON.", show_default=False)
@@ -36,8 +35,6 @@ SetOption = Annotated[
     typer.Option("--set", help="Override a field: models.vae.steps=500.", show_default=False),
 ]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object, last.")]
-
-EMBEDDED_STORE = "s3://atelier"  # without AWS_ENDPOINT_URL_S3, URIs in it mean the embedded store
 
 PIPE_COLUMNS = 200  # a pipe has no width of its own, and a URI that is cut in two cannot be found or copied
 console = Console(stderr=True, highlight=False, soft_wrap=True)
@@ -67,21 +64,6 @@ def report_record(as_json: bool, located: Located, shown: RenderableType) -> Non
 def read_recipe(reference: str, overrides: list[str] | None, settings: Settings) -> Recipe:
     """Load a recipe as the command line names it."""
     return load_recipe(reference, overrides or [], settings.recipe_folders)
-
-
-@contextmanager
-def opened_store(uri: str | None, settings: Settings) -> Iterator[Store]:
-    """The store that a command uses. Without a URI it is the embedded one: running, or started for this command."""
-    uri = uri or settings.store
-    embedded = uri is None or (f"{uri}/".startswith(f"{EMBEDDED_STORE}/") and not settings.s3_endpoint)
-    if uri is not None and not embedded:
-        yield open_store(uri)
-        return
-    from pipeline import weed
-
-    with weed.running(settings.home) as state:
-        update_environment(state.environment())
-        yield open_store(uri or weed.STORE_URI)
 
 
 def run_main(command: Callable[[], Any]) -> int:

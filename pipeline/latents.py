@@ -24,6 +24,13 @@ MULTIPLIERS = (0xD2511F53, 0xCD9E8D57)
 KEY_STEPS = (0x9E3779B9, 0xBB67AE85)
 WORD = 0xFFFFFFFF
 MAX_SEED = 2**63 - 1
+IMAGES_PER_SET = 2**32
+MAX_SETS = 2**31  # seeds of sets
+
+
+def image_seed(seed: int, index: int) -> int:
+    """The seed of the image at `index` of a set made with `seed`."""
+    return seed * IMAGES_PER_SET + index
 
 
 def philox(counter: "Sequence[Words]", key: "Sequence[Words]") -> "list[Words]":

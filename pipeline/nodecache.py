@@ -2,29 +2,26 @@
 
     shard in the store --open_shard, decode_shard--> <folder>/<sha256>-<c>x<h>x<w>.v1 --mmap--> images, labels, keys
 
-The workers of a node and later runs share the folder. One file a shard, named by what it holds; it is flushed to the
-disk under a hidden name and then renamed, so a file that is there is whole, even after a power cut. The worker that
-holds a shard's lock decodes it while the others wait; the kernel drops the lock of a killed one, and what it left is
-overwritten or removed. The files used least recently go when all would exceed the bound: a worker that has one mapped
-keeps it until it lets go. Where the disk is full or read-only, shards are kept in memory, and one line says so.
+The workers of a node and later runs share the folder (`pipeline.cachefolder`). One file a shard, named by what it
+holds. The worker that holds a shard's lock decodes it while the others wait. The files used least recently go when all
+would exceed the bound: a worker that has one mapped keeps it until it lets go. Where the disk is full or read-only,
+shards are kept in memory, and one line says so.
 
     cache = NodeCache(folder, max_bytes, say)
     mapped = cache.decoded(store, dataset, shard)      # images_NCHW uint8, labels_N int64, keys_N uint64, read-only
 """
 
-import contextlib
-import fcntl
 import mmap
 import os
-import shutil
 import threading
 from collections import OrderedDict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pipeline.artifacts import Dataset, Shard
+from pipeline.cachefolder import CacheFolder
 from pipeline.decoding import Room, decode_into
 from pipeline.settings import Settings
 from pipeline.shards import open_shard
@@ -35,9 +32,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 FORMAT = "v1"  # of the files: images, zeros to a multiple of 8 bytes, labels, keys
-MAX_BYTES = 100_000_000_000  # at most, where nothing else is said; else half of what is free
 MAX_OPEN_MAPS = 128  # each holds a file handle; a process may have 1,024 by default
-NUM_LOCKS = 64  # a shard's is chosen by its digest
 DECODE_THREADS = 4
 THREADS_FROM_BYTES = 32 << 10  # of an image
 SHARE_IN_MEMORY = 0.25  # of the memory that is free: most that is kept there where the disk does not serve
@@ -61,6 +56,7 @@ class NodeCache:
     def __init__(self, folder: Path, max_bytes: int, say: Say) -> None:
         """`max_bytes` bounds all files together. `say` hears, once, that the disk does not serve."""
         self.folder, self.max_bytes, self._say = folder, max_bytes, say
+        self._files = CacheFolder(folder, max_bytes)
         self._open: OrderedDict[str, Mapped] = OrderedDict()  # the one used last is last
         self._lock, self._decoding = threading.Lock(), threading.Lock()
         self._warned = False
@@ -68,12 +64,8 @@ class NodeCache:
     @classmethod
     def of(cls, settings: Settings, say: Say) -> "NodeCache":
         """The cache that the environment names; without a size, half of what is free for it, at most 100 GB."""
-        folder = settings.cache_folder
-        if settings.cache_gb is not None:
-            return cls(folder, int(settings.cache_gb * 1e9), say)
-        there = next(path for path in (folder, *folder.parents) if path.is_dir())
-        used = sum(size for _, size, _ in _files(folder))
-        return cls(folder, min(MAX_BYTES, (shutil.disk_usage(there).free + used) // 2), say)
+        found = CacheFolder.of(settings)
+        return cls(found.folder, found.max_bytes, say)
 
     def decoded(self, store: Store, dataset: Dataset, shard: Shard) -> Mapped:
         """The samples of a shard. Raises IntegrityError (as `open_shard`), StoreError."""
@@ -129,8 +121,7 @@ class NodeCache:
 
         Gives what was decoded where `room` is there for it, or where it cannot be written, else the file.
         """
-        self.folder.mkdir(parents=True, exist_ok=True)
-        with _locked(self.folder / _lock_name(name)):
+        with self._files.writing(name):
             if mapped := self._map(name, dataset, shard):
                 return mapped
             decoded = room or Room.of(dataset, shard)
@@ -166,42 +157,14 @@ class NodeCache:
                 buffer = mmap.mmap(file.fileno(), 0, prot=mmap.PROT_READ) if shard.samples else b""
         except (FileNotFoundError, NotADirectoryError):
             return None
-        with contextlib.suppress(OSError):  # a cache that is read-only, or a file that has just been removed
-            os.utime(path)
+        self._files.used(name)
         return _arrays(buffer, dataset, shard)
 
     def _write(self, name: str, room: Room) -> None:
         """Write a shard's file; the caller holds its lock. Raises OSError."""
         images = room.images_NCHW
         parts = (images.data, memoryview(bytes(-images.nbytes % 8)), room.labels_N.data, room.keys_N.data)
-        self._make_room(sum(part.nbytes for part in parts))
-        unfinished = self.folder / f".{name}"
-        try:
-            with unfinished.open("wb") as file:
-                for part in parts:
-                    file.write(part)
-                file.flush()
-                os.fsync(file.fileno())
-            unfinished.rename(self.folder / name)
-        except OSError:
-            unfinished.unlink(missing_ok=True)
-            raise
-
-    def _make_room(self, num_bytes: int) -> None:
-        """Remove what killed workers left, then the files used least recently, to make room. Raises OSError."""
-        if num_bytes > self.max_bytes:
-            raise OSError(
-                f"expected room for {num_bytes:,} bytes, got a bound of {self.max_bytes:,} (ATELIER_CACHE_GB)"
-            )
-        with _locked(self.folder / ".lock"):
-            _remove_unfinished(self.folder)
-            files = sorted(_files(self.folder))
-            excess = sum(size for _, size, _ in files) + num_bytes - self.max_bytes
-            for _, size, path in files:
-                if excess <= 0:
-                    break
-                path.unlink(missing_ok=True)
-                excess -= size
+        self._files.write(name, parts)
 
 
 def _num_threads(dataset: Dataset) -> int:
@@ -236,35 +199,6 @@ def _name(dataset: Dataset, shard: Shard) -> str:
 def _file_bytes(dataset: Dataset, shard: Shard) -> int:
     images = shard.samples * dataset.channels * dataset.height * dataset.width
     return images + -images % 8 + 16 * shard.samples
-
-
-def _lock_name(name: str) -> str:
-    return f".lock-{int(name.lstrip('.')[:4], 16) % NUM_LOCKS:02d}"
-
-
-@contextlib.contextmanager
-def _locked(path: Path, *, wait: bool = True) -> Iterator[None]:
-    """Hold a lock file against other processes and threads. Raises OSError (BlockingIOError without `wait`)."""
-    with path.open("ab") as file:
-        fcntl.flock(file, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
-        yield
-
-
-def _remove_unfinished(folder: Path) -> None:
-    """Remove the hidden files of shards that nobody writes any more: whoever writes one holds its lock."""
-    for path in folder.glob(f".*.{FORMAT}"):
-        with contextlib.suppress(BlockingIOError), _locked(folder / _lock_name(path.name), wait=False):
-            path.unlink(missing_ok=True)
-
-
-def _files(folder: Path) -> Iterator[tuple[float, int, Path]]:
-    """When each finished file was used last (seconds), its bytes and its path; of older formats too."""
-    if not folder.is_dir():
-        return
-    for path in folder.glob("[0-9a-f]*.v*"):
-        with contextlib.suppress(FileNotFoundError):
-            found = path.stat()
-            yield found.st_mtime, found.st_size, path
 
 
 def _memory_bytes() -> int:

@@ -43,10 +43,11 @@ from pipeline.release.aliases import (
     promote_if_better,
     retract,
     roll_back,
-    standing_release,
 )
 from pipeline.release.card import CARD, model_card
+from pipeline.release.consume import open_release as open
 from pipeline.release.numbers import claim, find_release, releases_of
+from pipeline.release.resolving import resolve
 from pipeline.release.signing import Signer, load_signer
 from pipeline.settings import Settings
 from pipeline.store import Store, open_store
@@ -55,6 +56,7 @@ __all__ = [
     "alias_of",
     "champion_of",
     "find_release",
+    "open",
     "promote",
     "promote_if_better",
     "promote_uri",
@@ -131,23 +133,6 @@ def publish(
         files=tuple(sorted(files, key=lambda entry: entry.name)),
     )
     return commit(store, signer.signed(release) if signer else release)
-
-
-def resolve(store: Store, target: str, *, retracted: bool = False) -> Release:
-    """The release that `NAME@alias` or `NAME@number` names; with `retracted` one that was taken back, too.
-
-    Raises RecordError saying which there are.
-    """
-    name, at, which = target.partition("@")
-    if not at or not name or not which or "/" in target:
-        raise RecordError(f"expected NAME@ALIAS or NAME@NUMBER, such as digits-gan@champion, got {target!r}")
-    alias = None if which.isdigit() else alias_of(store, name, which)
-    number = int(which) if which.isdigit() else alias.number if alias else None
-    release = None if number is None else find(store, f"releases/{name}/{number}", Release)
-    if release is None:
-        there = ", ".join(f"{name}@{found.number}" for found in releases_of(store, name)) or f"none of {name}"
-        raise RecordError(f"{store.uri}: expected a release, {target} names none; there are: {there}")
-    return release if retracted else standing_release(store, name, release.number)
 
 
 def _parent(record: Record) -> Parent:

@@ -85,7 +85,7 @@ def _run_model(
     )
     assert isinstance(run, Run)
     evaluation = stage("evaluate", model, lambda: stage_function("evaluate")(store, recipe, run, settings, say))
-    samples = stage("sample", model, lambda: stage_function("sample")(store, recipe, run))
+    samples = stage("sample", model, lambda: stage_function("sample")(store, recipe, run, settings, say))
     assert isinstance(evaluation, Evaluation) and isinstance(samples, SampleSet)
 
     def publish() -> AnyRecord:

@@ -1,4 +1,5 @@
-"""The store: object storage behind one small interface, `s3://bucket[/prefix]` or `file:///folder`.
+"""The store: object storage behind one small interface, `s3://bucket[/prefix]` or `file:///folder`
+(and, to read only, `http(s)://host/folder`: `pipeline.webstore`).
 
 Every verb reads and writes through here, and no other file imports boto3:
 
@@ -60,8 +61,14 @@ def open_store(uri: str) -> Store:
             return S3Store(f"s3://{bucket}/{prefix}".rstrip("/"))
     if found and scheme == "file" and rest.startswith("/") and rest.strip("/") and "\0" not in rest:
         return FileStore(f"file://{rest.rstrip('/')}")
+    if found and scheme in ("http", "https"):
+        from pipeline.webstore import WebStore
+
+        if WebStore.serves(uri):
+            return WebStore(uri)
     raise UserError(
-        f"store: expected s3://BUCKET, s3://BUCKET/PREFIX or file:///ABSOLUTE/FOLDER, got {uri!r}"
+        f"store: expected s3://BUCKET, s3://BUCKET/PREFIX, file:///ABSOLUTE/FOLDER or, to read only, "
+        f"https://HOST/FOLDER, got {uri!r}"
         + (f"; for a folder write file://{Path(uri).absolute()}" if uri and not found else "")
     )
 

@@ -113,6 +113,7 @@ def sample(
 ) -> None:
     """Make a picture of new images from a release, or (with --run) a run's sample set as its recipe says."""
     from trainers import sample as sampling
+    from trainers import sampleset
 
     settings = Settings.from_environment()
     if run is None:
@@ -129,11 +130,11 @@ def sample(
             }
             report(json_, result, f"{count} images of {release.name} {release.number} in {out}")
         return
-    wanted = read_recipe(target, set_, settings).release
+    recipe = read_recipe(target, set_, settings)
     with opened_store(_root(run), settings) as place:
         record = open_record(run, Run)[1]
         assert isinstance(record, Run)
-        located = Located.of(place, sampling.sample_run(place, record, wanted.num_samples, wanted.seed))
+        located = Located.of(place, sampleset.sample_set(place, recipe, record, settings, say))
         report_record(json_, located, f"samples   {located.uri}")
 
 

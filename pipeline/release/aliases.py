@@ -150,12 +150,17 @@ def standing_release(store: Store, name: str, number: int) -> Release:
     release = find(store, f"releases/{name}/{number}", Release)
     if release is None:
         raise _no_release(store, name, number)
+    refuse_retracted(store, name, number)
+    return release
+
+
+def refuse_retracted(store: Store, name: str, number: int) -> None:
+    """Raise RecordError, saying who and why, where a release was taken back."""
     if retraction := retraction_of(store, name, number):
         raise RecordError(
             f"{name}@{number} was retracted on {retraction.at} by {retraction.who}: {retraction.why}; "
             "take another release (`atelier list` shows them)"
         )
-    return release
 
 
 def _no_release(store: Store, name: str, number: int) -> RecordError:

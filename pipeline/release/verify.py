@@ -20,6 +20,7 @@ from pipeline.artifacts import FileEntry, Release, Strict, file_entry, read_file
 from pipeline.errors import IntegrityError, NotFound
 from pipeline.release import provenance, signing
 from pipeline.release.card import CARD
+from pipeline.release.contents import Contents
 from pipeline.release.numbers import CLAIM, retraction_of
 from pipeline.release.records import Retraction
 from pipeline.release.runtime import OnnxSampler
@@ -213,5 +214,6 @@ def _regenerator() -> "Regenerate":
 
 
 def _by_onnx(store: Store, release: Release, seeds: list[int], labels: list[int]) -> "tuple[Images, str]":
-    sampler = OnnxSampler(store, release)
+    contents = Contents(store, release, None)
+    sampler = OnnxSampler(contents.where, contents.read)
     return sampler.images(seeds, labels), sampler.made_with

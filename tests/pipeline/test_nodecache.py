@@ -11,7 +11,7 @@ import numpy as np
 import psutil
 import pytest
 
-from pipeline import nodecache
+from pipeline import cachefolder, nodecache
 from pipeline.artifacts import Dataset
 from pipeline.decoding import Room
 from pipeline.errors import IntegrityError
@@ -224,7 +224,7 @@ def test_a_full_disk_leaves_shards_in_memory(
     (tmp_path / "cache").mkdir()
     for shard in dataset.shards:  # the kernel refuses what is written there: no space left on device
         (tmp_path / "cache" / f".{shard.sha256}-3x4x5.v1").symlink_to("/dev/full")
-    monkeypatch.setattr(nodecache, "_remove_unfinished", lambda folder: None)  # leave the links in place
+    monkeypatch.setattr(cachefolder, "_remove_unfinished", lambda folder: None)  # leave the links in place
     assert is_part(cache.decoded(counting, dataset, dataset.shards[0]), PARTS[0])
     assert len(said) == 1
     assert "No space left on device" in said[0]
@@ -277,7 +277,7 @@ def test_the_environment_names_folder_and_size(tmp_path: Path, monkeypatch: pyte
     monkeypatch.delenv("ATELIER_CACHE_GB", raising=False)
     cache = NodeCache.of(Settings.from_environment(), print)
     assert cache.folder == tmp_path / "cache"
-    assert 0 < cache.max_bytes <= nodecache.MAX_BYTES
+    assert 0 < cache.max_bytes <= cachefolder.MAX_BYTES
     monkeypatch.setenv("ATELIER_CACHE", str(tmp_path / "elsewhere"))
     monkeypatch.setenv("ATELIER_CACHE_GB", "0.5")
     cache = NodeCache.of(Settings.from_environment(), print)

@@ -14,6 +14,7 @@ from pipeline.artifacts import Release, file_entry, read_file
 from pipeline.errors import IntegrityError
 from pipeline.pictures import decode_png
 from pipeline.release import verify as verification
+from pipeline.release.contents import Contents
 from pipeline.release.provenance import SOURCE_TYPE, XMP_KEYWORD
 from pipeline.release.runtime import OnnxSampler
 from pipeline.release.signing import load_signer
@@ -21,7 +22,7 @@ from pipeline.release.verify import verify
 from pipeline.settings import Settings
 from pipeline.store import open_store
 from tests.trainers.conftest import Digits, small_recipe
-from trainers import evaluate, launch, sample
+from trainers import evaluate, launch, sampleset
 
 TAR = "samples/samples-000000.tar"
 DESCRIPTION = "{http://www.w3.org/1999/02/22-rdf-syntax-ns#}Description"
@@ -33,7 +34,7 @@ def release(digits: Digits) -> Release:
     recipe, settings = small_recipe(), Settings.from_environment()
     run = launch.train(digits.store, recipe, "gan", digits.dataset, settings, print)
     evaluation = evaluate.evaluate(digits.store, recipe, run, settings, print)
-    samples = sample.sample_set(digits.store, recipe, run)
+    samples = sampleset.sample_set(digits.store, recipe, run)
     return releases.publish(digits.store, recipe, "gan", run.ref, evaluation.ref, samples.ref)
 
 
@@ -54,7 +55,7 @@ def test_its_samples_come_out_of_onnxruntime_within_the_tolerance(
     monkeypatch.setattr(verification, "_regenerator", lambda: verification._by_onnx)
     found = verify(digits.store, release, (), share=1, seed=0)
     assert found.faults == () and found.regenerated == 30
-    sampler, samples = OnnxSampler(digits.store, release), made(digits, release)
+    sampler, samples = OnnxSampler("here", Contents(digits.store, release, None).read), made(digits, release)
     images = sampler.images([one.info["seed"] for one in samples], [one.label or 0 for one in samples])
     for image, one in zip(images, samples, strict=True):
         assert abs(image.astype(int) - decode_png(one.image)).max() <= 1
@@ -93,4 +94,4 @@ def test_a_sampler_that_is_no_onnx_is_refused(digits: Digits, release: Release, 
     store.put(f"{release.ref}/model.onnx", b"\x08\x07 no model")
     forged = release.model_copy(update={"files": (file_entry("model.onnx", b"\x08\x07 no model"),)})
     with pytest.raises(IntegrityError, match=r"model.onnx: expected a sampler as ONNX, got "):
-        OnnxSampler(store, forged)
+        OnnxSampler("here", Contents(store, forged, None).read)

@@ -10,10 +10,11 @@ from PIL import Image
 from pipeline import releases, shards
 from pipeline.artifacts import Run, read_file
 from pipeline.errors import IntegrityError, RecordError
+from pipeline.latents import image_seed
 from pipeline.pictures import decode_png
 from pipeline.settings import Settings
 from tests.trainers.conftest import Digits, small_recipe
-from trainers import evaluate, families, launch, sample
+from trainers import evaluate, families, launch, sample, sampleset
 
 CPU = torch.device("cpu")
 
@@ -25,7 +26,7 @@ def run(request: pytest.FixtureRequest, digits: Digits) -> Run:
 
 
 def test_a_sample_set_can_be_made_again_image_by_image(digits: Digits, run: Run) -> None:
-    made = sample.sample_run(digits.store, run, count=23, seed=4)
+    made = sampleset.sample_run(digits.store, run, count=23, seed=4)
     tar = next(entry for entry in made.files if entry.name.endswith(".tar"))
     found = list(shards.read_shard(read_file(digits.store, made, tar)))
     assert [one.label for one in found] == [index % 10 for index in range(23)]
@@ -37,13 +38,13 @@ def test_a_sample_set_can_be_made_again_image_by_image(digits: Digits, run: Run)
         with Image.open(io.BytesIO(one.image)) as image:
             assert image.info["atelier:origin"] == run.ref
             assert image.info["atelier:seed"] == str(one.info["seed"])
-    assert sample.sample_run(digits.store, run, count=23, seed=4) == made
-    assert sample.sample_run(digits.store, run, count=23, seed=5).id != made.id
+    assert sampleset.sample_run(digits.store, run, count=23, seed=4) == made
+    assert sampleset.sample_run(digits.store, run, count=23, seed=5).id != made.id
 
 
 def test_sets_of_different_seeds_share_no_latent() -> None:
     """A set's seed stands in the high bits of its images' seeds, which torch's own generator does not read."""
-    sets = [families.latents([sample.image_seed(seed, index) for index in range(300)], 8) for seed in (0, 1, 2)]
+    sets = [families.latents([image_seed(seed, index) for index in range(300)], 8) for seed in (0, 1, 2)]
     assert len({row.numpy().tobytes() for made in sets for row in made}) == 900
 
 
@@ -87,7 +88,7 @@ def test_a_picture_comes_from_the_release_alone(digits: Digits, run: Run) -> Non
     recipe = small_recipe()
     parents = (
         evaluate.evaluate(digits.store, recipe, run, Settings.from_environment(), print).ref,
-        sample.sample_set(digits.store, recipe, run).ref,
+        sampleset.sample_set(digits.store, recipe, run).ref,
     )
     release = releases.publish(digits.store, recipe, run.model, run.ref, *parents)
     for entry in run.files:

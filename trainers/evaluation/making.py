@@ -13,7 +13,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pipeline.artifacts import Dataset, Run, load
+from pipeline.artifacts import Dataset, load
+from pipeline.latents import image_seed
 from pipeline.nodecache import NodeCache
 from pipeline.recipe import ClusterSpec, EvaluationSpec
 from pipeline.settings import Settings
@@ -70,13 +71,13 @@ def measure_part(part: Part) -> tuple[range, Measured]:
 def make(sampler: Sampler, numbers: list[int], num_samples: int, seed: int) -> Tensor:
     """Some of an evaluation's samples again, by their numbers: uint8 (N, C, H, W)."""
     classes = sample.classes_for(sampler, num_samples)
-    seeds = [sample.image_seed(seed, number) for number in numbers]
+    seeds = [image_seed(seed, number) for number in numbers]
     images_NHWC = np.concatenate(list(sample.generate(sampler, seeds, [classes[number] for number in numbers])))
     return torch.from_numpy(images_NHWC).permute(0, 3, 1, 2)
 
 
 def _batches(sampler: Sampler, rows: range, classes: list[int], seed: int) -> Iterator[tuple[Tensor, Tensor]]:
-    seeds = [sample.image_seed(seed, number) for number in rows]
+    seeds = [image_seed(seed, number) for number in rows]
     start = 0
     for images_BHWC in sample.generate(sampler, seeds, classes):
         stop = start + len(images_BHWC)
@@ -91,8 +92,7 @@ def _spec(order: Order) -> EvaluationSpec:
 @lru_cache(maxsize=1)
 def _opened(order: Order) -> tuple[Sampler, Eyes]:
     """The sampler and the eyes, once in a process."""
-    torch.set_num_threads(order.threads)
+    sampler = sample.opened_here(order.store, order.run, order.threads)
     store = open_store(order.store)
-    sampler = sample.open_sampler(store, load(store, order.run, Run), torch.device("cpu"))
     cache = NodeCache.of(Settings.from_environment(), lambda line: None)
     return sampler, open_eyes(store, load(store, order.dataset, Dataset), _spec(order), cache)
