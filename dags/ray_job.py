@@ -91,7 +91,7 @@ class RayJobOperator(BaseOperator):
     user's mistake) fails the task without a retry.
     """
 
-    template_fields = ("options", "label")
+    template_fields = ("options", "shown_as")
     operator_extra_links = (RayJobLink(), RecordLink())
 
     def __init__(
@@ -101,7 +101,7 @@ class RayJobOperator(BaseOperator):
         recipe_json: str,
         options: Mapping[str, Any],
         deadline_seconds: int,
-        label: str = "",
+        shown_as: str = "",
         connection_id: str = CONNECTION,
         **airflow_options: Any,
     ) -> None:
@@ -110,7 +110,7 @@ class RayJobOperator(BaseOperator):
         self.recipe_json = recipe_json
         self.options = options
         self.deadline_seconds = deadline_seconds
-        self.label = label  # of an instance in a mapped group
+        self.shown_as = shown_as  # of an instance in a mapped group
         self.connection_id = connection_id
         self._job_id: str | None = None
 

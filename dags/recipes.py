@@ -164,7 +164,7 @@ def models_doc(recipe: Recipe) -> str:
 def model_tasks(recipe: Recipe, model: Any, dataset_uri: Any) -> None:
     """The story of one model."""
     pooled = {"pool": recipe.airflow.pool, "pool_slots": recipe.cluster.workers} if recipe.airflow.pool else {}
-    named = {"label": model, "map_index_template": "{{ task.label }}"}
+    named = {"shown_as": model, "map_index_template": "{{ task.shown_as }}"}
     one = {**named, **pooled, **({"pool_slots": 1} if pooled else {})}
     options = {"model": model, "dataset": dataset_uri}
     run: Any = ray_job(recipe, "train", options, TrainOperator, **named, **pooled).output

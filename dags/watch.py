@@ -91,7 +91,9 @@ class SourceTrigger(BaseEventTrigger):
                     told = listing
                 elif listing == told and listing != await store.aget(WATERMARK):
                     await store.aset(WATERMARK, listing)
-            await asyncio.sleep(min(self.poll_seconds * 2 ** min(failures, 10), max(MAX_WAIT_SECONDS, self.poll_seconds)))
+            await asyncio.sleep(
+                min(self.poll_seconds * 2 ** min(failures, 10), max(MAX_WAIT_SECONDS, self.poll_seconds))
+            )
 
 
 def listing_of(recipe: Recipe) -> str:
@@ -99,4 +101,3 @@ def listing_of(recipe: Recipe) -> str:
     from pipeline.datasets.versions import listing_digest
 
     return listing_digest(recipe)
-

@@ -172,9 +172,7 @@ class _Watch:
 
     def _notes(self, stages: Sequence[StageView]) -> dict[str, str]:
         """The newest progress line of each task that is busy, or that has ended since the last look."""
-        last = {
-            stage.name: view.state for stage in stages if (view := self.views.get((stage.dag_id, stage.name)))
-        }
+        last = {stage.name: view.state for stage in stages if (view := self.views.get((stage.dag_id, stage.name)))}
         wanted = {
             stage.name
             for stage in stages
