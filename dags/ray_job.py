@@ -9,7 +9,8 @@ where Ray's dashboard is: host, port, schema http or https, and the cluster's to
 
 A job's id is a digest of (this Airflow, dag, run, task, map index, command) and the number of the attempt: a try whose
 worker died between submitting and remembering finds its job again. An attempt whose end a try has seen is spent, so
-that clearing a task runs it anew.
+that clearing a task runs it anew. A training that is cleared after it succeeded is meant to train again: its command
+then carries a word of its own (`nonce_of`), which its retries share. Publishing needs none: the same is the same.
 """
 
 import asyncio
@@ -24,6 +25,7 @@ from airflow.sdk.configuration import conf
 from airflow.sdk.exceptions import AirflowException, AirflowFailException
 from airflow.triggers.base import BaseTrigger, TriggerEvent
 
+from dags.links import RayJobLink, RecordLink
 from pipeline.errors import UserError
 from pipeline.jobs import (
     USER_MISTAKE_EXIT_CODE,
@@ -40,10 +42,13 @@ if TYPE_CHECKING:
     from airflow.sdk import Connection, Context
 
 CONNECTION = "ray_default"
-POLL_SECONDS = 1.0
+POLL_SECONDS = 1.0  # at first, and as long as the job is young
+MAX_POLL_SECONDS = 15.0
+POLL_SHARE = 0.02  # of the time waited so far: an hour's job is asked for every 15 s
 PATIENCE_SECONDS = 300.0  # a head that restarts comes back within it
 LOG_BYTES_PER_SECOND = 1_000_000  # the API gives the whole log each time: a long one is read less often
 SPENT = "last_seen_attempt"
+DONE = "times_succeeded"
 
 
 def airflow_name() -> str:
@@ -64,6 +69,20 @@ def jobs_client(connection_id: str = CONNECTION) -> JobsClient:
     return JobsClient(address_of(connection), connection.password)
 
 
+def job_page(address: str, job_id: str) -> str:
+    """The URL of a job's page in Ray's dashboard."""
+    return f"{address}/#/jobs/{job_id}"
+
+
+def nonce_of(context: "Context", *, force: bool) -> str | None:
+    """A word for one more run of the same inputs: where the task was cleared after a success, or told to. The same for
+    all tries of one such wish."""
+    times = cast(int, context["task_state_store"].get(DONE, 0))
+    if not times and not force:
+        return None
+    return hashlib.sha256(json.dumps([*owner_of(context["ti"]).values(), times]).encode()).hexdigest()[:16]
+
+
 class RayJobOperator(BaseOperator):
     """Runs `atelier VERB RECIPE --OPTION VALUE ... --json` as a Ray job and returns the URI of the record it made.
 
@@ -72,7 +91,8 @@ class RayJobOperator(BaseOperator):
     user's mistake) fails the task without a retry.
     """
 
-    template_fields = ("options",)
+    template_fields = ("options", "shown_as")
+    operator_extra_links = (RayJobLink(), RecordLink())
 
     def __init__(
         self,
@@ -81,6 +101,7 @@ class RayJobOperator(BaseOperator):
         recipe_json: str,
         options: Mapping[str, Any],
         deadline_seconds: int,
+        shown_as: str = "",
         connection_id: str = CONNECTION,
         **airflow_options: Any,
     ) -> None:
@@ -89,18 +110,26 @@ class RayJobOperator(BaseOperator):
         self.recipe_json = recipe_json
         self.options = options
         self.deadline_seconds = deadline_seconds
+        self.shown_as = shown_as  # of an instance in a mapped group
         self.connection_id = connection_id
         self._job_id: str | None = None
 
-    def command(self) -> list[str]:
-        """The command line to run on the cluster."""
-        options = [word for name, value in self.options.items() for word in (f"--{name}", str(value))]
-        return ["atelier", self.verb, self.recipe_json, *options, "--json"]
+    def command(self, context: "Context") -> list[str]:
+        """The command line to run on the cluster; an option whose value is a list is given for each of it."""
+        words: list[str] = []
+        for name, value in {**self.options, **self.more_options(context)}.items():
+            for each in value if isinstance(value, list | tuple) else [value]:
+                words += [f"--{name}", str(each)]
+        return ["atelier", self.verb, self.recipe_json, *words, "--json"]
+
+    def more_options(self, context: "Context") -> Mapping[str, Any]:
+        """Options that are known only when the task runs."""
+        return {}
 
     def execute(self, context: "Context") -> None:
         """Submit or attach, then wait in the triggerer."""
         owner = owner_of(context["ti"])
-        entrypoint = entrypoint_of(self.command(), self.deadline_seconds)
+        entrypoint = entrypoint_of(self.command(context), self.deadline_seconds)
         spent = cast(int, context["task_state_store"].get(SPENT, 0))
         try:
             with jobs_client(self.connection_id) as client:
@@ -111,6 +140,8 @@ class RayJobOperator(BaseOperator):
             raise AirflowFailException(str(error)) from None
         self._job_id = job.id
         self.log.info("Ray job %s is %s", job.id, job.status)
+        link, page = RayJobLink(), job_page(address_of(BaseHook.get_connection(self.connection_id)), job.id)
+        context["ti"].xcom_push(key=link.xcom_key, value=page)  # now: it is wanted while the job runs
         trigger = RayJobTrigger(job_id=job.id, connection_id=self.connection_id)
         self.defer(trigger=trigger, method_name="resume")
 
@@ -125,6 +156,8 @@ class RayJobOperator(BaseOperator):
             self.log.info("%s", line)
         context["task_state_store"].set(SPENT, job.attempt)
         uri = _uri_of(job, log)
+        done = cast(int, context["task_state_store"].get(DONE, 0))
+        context["task_state_store"].set(DONE, done + 1)
         for asset in self.outlets:
             if isinstance(asset, Asset):
                 context["outlet_events"][asset].extra = {"uri": uri}
@@ -167,6 +200,12 @@ def _uri_of(job: Job, log: str) -> str:
     return uri
 
 
+def poll_seconds(waited_seconds: float, failures: int) -> float:
+    """How long to wait before asking again: longer for a job that runs long, twice as long after each failure."""
+    calm = max(POLL_SECONDS, waited_seconds * POLL_SHARE)
+    return float(min(calm * 2 ** min(failures, 10), MAX_POLL_SECONDS))
+
+
 class RayJobTrigger(BaseTrigger):
     """Waits for a job's end and follows its log. Fires `{"job_id", "logged"}`: characters of the log shown so far."""
 
@@ -182,6 +221,7 @@ class RayJobTrigger(BaseTrigger):
     async def run(self) -> AsyncIterator[TriggerEvent]:
         """Poll until the job has ended; the status is the truth, not the end of the log."""
         logged, next_log_at, answered_at = 0, 0.0, time.monotonic()
+        failures, started_at = 0, time.monotonic()
         may_fire_at = time.monotonic() + conf.getint("workers", "min_heartbeat_interval") + 1
         async with await self._client() as client:
             while True:
@@ -191,10 +231,11 @@ class RayJobTrigger(BaseTrigger):
                     if ended or time.monotonic() >= next_log_at:
                         logged += self._emit(await client.log(self.job_id, logged), whole=ended)
                         next_log_at = time.monotonic() + logged / LOG_BYTES_PER_SECOND
-                    answered_at = time.monotonic()
+                    answered_at, failures = time.monotonic(), 0
                 except JobsError as error:
                     if time.monotonic() - answered_at > PATIENCE_SECONDS:
                         raise
+                    failures += 1
                     self.log.warning("%s (trying again)", error)
                     ended = False
                 # A task that is back before its worker has told of deferring it counts as lost (Airflow 3.3.2), and the
@@ -202,7 +243,7 @@ class RayJobTrigger(BaseTrigger):
                 if ended and time.monotonic() >= may_fire_at:
                     yield TriggerEvent({"job_id": self.job_id, "logged": logged})  # type: ignore[no-untyped-call]
                     return
-                await asyncio.sleep(POLL_SECONDS)
+                await asyncio.sleep(poll_seconds(time.monotonic() - started_at, failures))
 
     async def on_kill(self) -> None:
         """Someone marked or cleared the task: stop the job. (A restart of the triggerer does not come here.)"""

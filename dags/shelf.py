@@ -8,8 +8,6 @@ from pipeline.errors import RecipeError
 from pipeline.recipe import Recipe, load_recipe, recipe_files
 from pipeline.settings import Settings
 
-FIRST_TASK = "dataset"
-
 
 def read_recipes(settings: Settings) -> tuple[list[Recipe], list[str]]:
     """All recipes that ship or lie in the folders of ATELIER_RECIPES, and what is wrong with the others.
@@ -34,7 +32,5 @@ def _check(recipe: Recipe, file: Path, others: dict[str, Recipe]) -> None:
     """What Airflow asks of a recipe beyond its own rules."""
     if recipe.name in others:
         raise RecipeError(f"{file}: expected a name that no other recipe has, got {recipe.name!r}")
-    if FIRST_TASK in recipe.models:
-        raise RecipeError(f"{recipe.at(f'models.{FIRST_TASK}')}: expected another name, {FIRST_TASK!r} is a task's")
-    if recipe.schedule is not None and not croniter.is_valid(recipe.schedule):
+    if isinstance(recipe.schedule, str) and not croniter.is_valid(recipe.schedule):
         raise RecipeError(f"{recipe.at('schedule')}: expected cron such as '0 3 * * *', got {recipe.schedule!r}")

@@ -13,12 +13,16 @@ from pipeline.errors import AtelierError, StackError, UserError
 from pipeline.servers import AirflowServers
 
 APPEAR_SECONDS = 180.0
+GROUP = "model."  # the mapped group of the DAGs of recipes
 BUSY = {"running", "deferred"}  # a deferred task waits for its Ray job: to a person it runs
 
 
 @dataclass(frozen=True)
 class StageView:
-    """One task of a run. `seconds` counts from its start; `note` is the newest line of progress in its job's log."""
+    """One task of a run. `seconds` counts from its start; `note` is the newest line of progress in its job's log.
+
+    `name` is the task's id, but for an instance of the group of models `vae.train` in the place of `model.train`.
+    """
 
     dag_id: str
     run_id: str
@@ -27,6 +31,8 @@ class StageView:
     try_number: int
     seconds: float
     note: str = ""
+    map_index: int = -1  # -1: not mapped
+    name: str = ""
 
 
 class AirflowClient:
@@ -104,8 +110,11 @@ class AirflowClient:
             f"expected a run of {consumer} after {dag_id}, none came; see {self.servers.url}/dags/{consumer}"
         )
 
-    def stages(self, dag_id: str, run_id: str) -> list[StageView]:
-        """The tasks of a run, those that started first first."""
+    def stages(self, dag_id: str, run_id: str, models: Sequence[str] = ()) -> list[StageView]:
+        """The tasks of a run, those that started first first. `models`: those that the run was started for, in order.
+
+        Until Airflow knows for how many it is, there is one task for all of them, which is not shown.
+        """
         found = self.ask("GET", f"/dags/{dag_id}/dagRuns/{quote(run_id)}/taskInstances?limit=200")["task_instances"]
         return [
             StageView(
@@ -115,22 +124,29 @@ class AirflowClient:
                 state=_word(task["state"]),
                 try_number=task["try_number"],
                 seconds=_elapsed(task["start_date"], task["end_date"]),
+                map_index=task["map_index"],
+                name=_name(task, models),
             )
             for task in found
+            if task["map_index"] >= 0 or not task["task_id"].startswith(GROUP) or task["state"] is not None
         ]
 
     def result_of(self, stage: StageView) -> Any:
         """What a task returned; None where it returned nothing."""
-        found = self.ask("GET", f"{_task_path(stage)}/xcomEntries/return_value", missing_is_none=True)
+        query = f"map_index={stage.map_index}"
+        found = self.ask("GET", f"{_task_path(stage)}/xcomEntries/return_value?{query}", missing_is_none=True)
         return found["value"] if found else None
 
     def error_of(self, stage: StageView) -> AtelierError:
         """The last error in a failed task's log, as the exception to raise."""
-        found = self.ask("GET", f"{_task_path(stage)}/logs/{max(stage.try_number, 1)}", missing_is_none=True)
+        log = f"{_task_path(stage)}/logs/{max(stage.try_number, 1)}?map_index={stage.map_index}"
+        found = self.ask("GET", log, missing_is_none=True)
         kind, message = _last_exception(found["content"] if found else [])
         page = f"{self.page(stage.dag_id, stage.run_id)}/tasks/{quote(stage.task_id)}"
-        mistake = kind == "AirflowFailException"
-        return (UserError if mistake else AtelierError)(f"{stage.task_id}: {message}; its log: {page}")
+        if stage.map_index >= 0:
+            page += f"/mapped/{stage.map_index}"
+        mistake = kind == "AirflowFailException" or kind in _user_errors()
+        return (UserError if mistake else AtelierError)(f"{stage.name}: {message}; its log: {page}")
 
     def page(self, dag_id: str, run_id: str) -> str:
         """The URL of a run's page."""
@@ -165,6 +181,25 @@ class AirflowClient:
         except httpx.HTTPError as error:
             reason = error or type(error).__name__
             raise StackError(f"Airflow at {self.servers.url} did not answer: {reason}; is the stack up?") from None
+
+
+def _name(task: Mapping[str, Any], models: Sequence[str]) -> str:
+    """A task's name to a person."""
+    task_id, index = str(task["task_id"]), int(task["map_index"])
+    if index < 0:
+        return task_id
+    shown = models[index] if index < len(models) else task["rendered_map_index"] or f"model[{index}]"
+    return f"{shown}.{task_id.removeprefix(GROUP)}"
+
+
+def _user_errors() -> set[str]:
+    """The names of the errors that are a user's mistake."""
+    names, kinds = set(), [UserError]
+    while kinds:
+        kind = kinds.pop()
+        names.add(kind.__name__)
+        kinds += kind.__subclasses__()
+    return names
 
 
 def _word(state: str | None) -> str:

@@ -44,6 +44,7 @@ ORDER = (
     "list",
     "show",
     "repair",
+    "gc",
     "up",
     "down",
 )
@@ -346,6 +347,31 @@ def show(
         files = save_sheets(place, record, settings.home / "sheets")
         result = {"uri": located.uri, "record": record.model_dump(mode="json"), "sheets": [str(file) for file in files]}
         report(json_, result, *dataset_view(located.uri, record), *(f"picture   {file}" for file in files))
+
+
+@app.command()
+def gc(
+    days: Annotated[float, typer.Option("--days", min=0, help="Keep what was written to in the last days.")] = 30.0,
+    delete: Annotated[bool, typer.Option("--delete", help="Delete it; else it is only shown.")] = False,
+    needed: Annotated[
+        list[str] | None, typer.Option("--needed", help="URI or ref to keep, as a running job's.", show_default=False)
+    ] = None,
+    store: StoreOption = None,
+    json_: JsonOption = False,
+) -> None:
+    """Show the records that no release, alias or recent work needs, and with --delete remove them."""
+    from pipeline import gc as collector
+
+    settings = Settings.from_environment()
+    with opened_store(store, settings) as place:
+        refs = {ref for text in needed or [] for ref in collector.refs_in(text)}
+        garbage = collector.collect(place, days, refs, delete=delete)
+        total = collector.total(garbage)
+        did = "deleted" if delete else "would be deleted (--delete does it)"
+        lines = [f"{one.ref}  {one.objects:,} objects, {one.bytes:,} bytes" for one in garbage]
+        result = {"deleted": delete, **total, "garbage": [one.model_dump(mode="json") for one in garbage]}
+        summary = f"{total['folders']:,} folders and shards of {total['bytes']:,} bytes {did}"
+        report(json_, result, *lines, summary)
 
 
 @app.command()

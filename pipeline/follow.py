@@ -110,7 +110,7 @@ def follow(running: stack.StackState, recipe: Recipe, console: Console) -> Follo
             for dag_id in dags:
                 airflow.wait_for_dag(dag_id, digest_of(recipe.to_json()))
         runs = [airflow.trigger(dags[0])]
-        watch = _Watch(airflow, jobs, console)
+        watch = _Watch(airflow, jobs, console, tuple(recipe.models))
         with watch.shown():
             watch.to_the_end(dags[0], runs[0])
             runs.append(airflow.run_started_by(dags[0], runs[0], dags[1]))
@@ -125,6 +125,7 @@ class _Watch:
     airflow: AirflowClient
     jobs: JobsClient
     console: Console
+    models: tuple[str, ...] = ()
     views: dict[tuple[str, str], StageView] = field(default_factory=dict)
     noted_at: dict[str, float] = field(default_factory=dict)
     live: Live | None = None
@@ -145,7 +146,7 @@ class _Watch:
         """Watch a run until it has ended. Raises the error of its first failed task."""
         while True:
             state = self.airflow.run_state(dag_id, run_id)
-            stages = self.airflow.stages(dag_id, run_id)
+            stages = self.airflow.stages(dag_id, run_id, self.models)
             self._show(stages, self._notes(stages))
             if state in {"success", "failed"}:
                 break
@@ -161,40 +162,42 @@ class _Watch:
     def result(self, pages: tuple[str, ...]) -> FollowResult:
         """What came of the stages."""
         stages = list(self.views.values())
-        values = {stage.task_id: self.airflow.result_of(stage) for stage in stages}
+        values = {stage.name: self.airflow.result_of(stage) for stage in stages}
         return FollowResult(
-            uris={task_id: value for task_id, value in values.items() if isinstance(value, str)},
-            seconds={stage.task_id: stage.seconds for stage in stages},
-            notes={stage.task_id: stage.note for stage in stages},
+            uris={name: value for name, value in values.items() if isinstance(value, str)},
+            seconds={stage.name: stage.seconds for stage in stages},
+            notes={stage.name: stage.note for stage in stages},
             runs=pages,
         )
 
     def _notes(self, stages: Sequence[StageView]) -> dict[str, str]:
         """The newest progress line of each task that is busy, or that has ended since the last look."""
-        last = {
-            stage.task_id: view.state for stage in stages if (view := self.views.get((stage.dag_id, stage.task_id)))
-        }
+        last = {stage.name: view.state for stage in stages if (view := self.views.get((stage.dag_id, stage.name)))}
         wanted = {
-            stage.task_id
+            stage.name
             for stage in stages
-            if stage.state == "running" or (stage.state in ENDED and last.get(stage.task_id) not in ENDED)
+            if stage.state == "running" or (stage.state in ENDED and last.get(stage.name) not in ENDED)
         }
         if not wanted:
             return {}
         try:
             of_run = [job for job in self.jobs.list() if job.metadata.get("run_id") == stages[0].run_id]
-            newest = {job.metadata["task_id"]: job.id for job in sorted(of_run, key=lambda job: job.attempt)}
+            names = {(stage.task_id, str(stage.map_index)): stage.name for stage in stages}
+            newest = {
+                names.get((job.metadata["task_id"], job.metadata["map_index"]), ""): job.id
+                for job in sorted(of_run, key=lambda job: job.attempt)
+            }
             logs = {task: self.jobs.log(newest[task]) for task in sorted(wanted & newest.keys())}
         except JobsError:
             return {}  # progress is a courtesy: a Ray that does not answer is the operator's concern
-        ended = {stage.task_id for stage in stages if stage.state in ENDED}
+        ended = {stage.name for stage in stages if stage.state in ENDED}
         return {task: progress_of(log, ended=task in ended) for task, log in logs.items()}
 
     def _show(self, stages: Sequence[StageView], notes: Mapping[str, str]) -> None:
         for stage in stages:
-            key = (stage.dag_id, stage.task_id)
+            key = (stage.dag_id, stage.name)
             old = self.views.get(key)
-            note = notes.get(stage.task_id) or (old.note if old else "")
+            note = notes.get(stage.name) or (old.note if old else "")
             waits = stage.state == "waiting" and old is not None and old.state == "running"
             view = replace(
                 stage, note=note, state="running" if waits else stage.state
@@ -209,13 +212,13 @@ class _Watch:
         now = time.monotonic()
         if view.state != (old.state if old else "") and view.state not in {"", "waiting"}:
             note = f": {view.note}" if view.note and view.state in ENDED else ""
-            self.console.print(f"{view.task_id}: {view.state}{seconds}{note}", markup=False, soft_wrap=True)
+            self.console.print(f"{view.name}: {view.state}{seconds}{note}", markup=False, soft_wrap=True)
         elif view.state == "running" and old and view.note and view.note != old.note:
-            if now - self.noted_at.get(view.task_id, 0.0) < PROGRESS_SECONDS:
-                self.views[view.dag_id, view.task_id] = old  # so that it is still news when it is due
+            if now - self.noted_at.get(view.name, 0.0) < PROGRESS_SECONDS:
+                self.views[view.dag_id, view.name] = old  # so that it is still news when it is due
                 return
-            self.noted_at[view.task_id] = now
-            self.console.print(f"{view.task_id}: {view.note}", markup=False, soft_wrap=True)
+            self.noted_at[view.name] = now
+            self.console.print(f"{view.name}: {view.note}", markup=False, soft_wrap=True)
 
 
 def progress_of(log: str, *, ended: bool = False) -> str:
@@ -236,5 +239,5 @@ def stage_table(views: Iterable[StageView]) -> Table:
     for view in views:
         seconds = f"{view.seconds:.0f}" if view.seconds else ""
         style = STYLES.get(view.state, "dim")
-        table.add_row(view.task_id, f"[{style}]{view.state}[/]", seconds, view.note.replace("[", "\\["))
+        table.add_row(view.name, f"[{style}]{view.state}[/]", seconds, view.note.replace("[", "\\["))
     return table

@@ -10,10 +10,11 @@ from pipeline.recipe import Recipe
 PROTOCOL = "atelier-2"  # how figures are computed: a new number with each change (1 had no floors)
 
 
-def run_id(recipe: Recipe, model: str, dataset: str) -> str:
-    """The id of a model's training run on the dataset with this ref."""
+def run_id(recipe: Recipe, model: str, dataset: str, again: str | None = None) -> str:
+    """The id of a model's training run on the dataset with this ref; `again` tells one more run of the same apart."""
     spec = recipe.model_named(model).identity
-    return digest_of({"dataset": dataset, "recipe": recipe.name, "model": model, "spec": spec, "code": __version__})
+    inputs = {"dataset": dataset, "recipe": recipe.name, "model": model, "spec": spec, "code": __version__}
+    return digest_of(inputs | ({"again": again} if again else {}))
 
 
 def evaluation_id(recipe: Recipe, run: str, dataset: str) -> str:

@@ -47,6 +47,7 @@ class Job:
     message: str = ""
     exit_code: int | None = None
     metadata: Mapping[str, str] = field(default_factory=dict)
+    entrypoint: str = field(default="", compare=False)
 
     @property
     def finished(self) -> bool:
@@ -271,6 +272,7 @@ def _job(found: Mapping[str, Any]) -> Job:
         message=found.get("message") or "",
         exit_code=found.get("driver_exit_code"),
         metadata=found.get("metadata") or {},
+        entrypoint=found.get("entrypoint") or "",
     )
 
 

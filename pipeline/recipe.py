@@ -116,11 +116,15 @@ class ModelSpec(BaseModel):
     keep_last: int = Field(2, ge=1)  # newest checkpoints that are kept
     keep_best: str | None = None  # beside them the one of the lowest value of a logged metric, such as vae/loss
     preview_every_steps: int | None = Field(None, ge=0)  # grids of images of fixed latents; None: ten a run, 0: none
+    warm_start: Literal["champion"] | None = None  # begin with the weights of the release that has the alias
 
     @property
     def identity(self) -> dict[str, Any]:
         """What the run's id is made of: all but what leaves its result as it is."""
-        return self.model_dump(mode="json", exclude={"keep_last", "keep_best", "preview_every_steps"})
+        left_out = {"keep_last", "keep_best", "preview_every_steps"}
+        if self.warm_start is None:  # so that runs of versions that did not have it keep their ids
+            left_out.add("warm_start")
+        return self.model_dump(mode="json", exclude=left_out)
 
     @property
     def options(self) -> dict[str, Any]:
@@ -237,6 +241,27 @@ class GateSpec(Strict):
     ceilings: dict[str, float] = Field(default_factory=dict)  # ... or so low
 
 
+class WatchSpec(Strict):
+    """Ingest when the source has changed and has then rested for the settle time: many arrivals make one ingest."""
+
+    watch: Literal["source"]
+    poll_seconds: int = Field(60, ge=1)
+    settle_seconds: int = Field(120, ge=0)
+
+
+class AirflowSpec(Strict):
+    """How Airflow runs the recipe. It enters no id."""
+
+    owner: str = Field("atelier", min_length=1)
+    tags: tuple[str, ...] = ()
+    # A pool of GPUs (made with --include-deferred): a model's training takes a slot for each worker. None: no limit.
+    pool: str | None = None
+    retries: int = Field(2, ge=0, le=100)  # of a fault of the infrastructure; a user's mistake fails at once
+    retry_seconds: float = Field(10, gt=0)  # before the first retry, then twice as long each time, up to an hour
+    late_after_minutes: int | None = Field(None, ge=1)  # a run that is not done so long after it was queued is told of
+    notify: str | None = None  # an Airflow connection whose URL is told, as JSON, of failed and late runs
+
+
 def _source(section: Any) -> SourceBase:
     return section if isinstance(section, SourceBase) else parse_source(section)
 
@@ -253,7 +278,8 @@ class Recipe(Strict):
     evaluation: EvaluationSpec = EvaluationSpec()
     release: ReleaseSpec = ReleaseSpec()
     gate: GateSpec = GateSpec()
-    schedule: str | None = None  # cron, for Airflow
+    schedule: str | WatchSpec | None = None  # for Airflow: cron, or a watch on the source
+    airflow: AirflowSpec = AirflowSpec()
 
     @field_validator("name")
     @classmethod

@@ -33,6 +33,10 @@ def train(
         str | None,
         typer.Option("--dataset", help="URI of the dataset.", show_default="the one that ingest made"),
     ] = None,
+    again: Annotated[
+        str | None,
+        typer.Option("--again", help="Train anew what is done: a word that names the new run.", show_default=False),
+    ] = None,
     store: StoreOption = None,
     set_: SetOption = None,
     json_: JsonOption = False,
@@ -49,7 +53,7 @@ def train(
             raise RecordError(
                 f"expected an ingested dataset of {parsed.name}, found none; run `atelier ingest {recipe}` first"
             )
-        run = launch.train(place, parsed, model, found, settings, say)
+        run = launch.train(place, parsed, model, found, settings, say, again)
         located = Located.of(place, run)
         report_record(json_, located, f"run       {located.uri}")
 

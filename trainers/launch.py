@@ -22,7 +22,7 @@ from pipeline.recipe import ClusterSpec, Recipe, check_models, load_recipe
 from pipeline.settings import Settings
 from pipeline.store import Store, open_store
 from pipeline.tasks import connect
-from trainers import checkpoints, loop, zero
+from trainers import checkpoints, loop, warmstart, zero
 from trainers.engine import TorchEngine
 from trainers.interruption import Interruption, caught, stopped, stopped_kind
 from trainers.task import Place, Say, Task
@@ -50,14 +50,26 @@ WATCHER = "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER"  # an actor of 110 MiB a run: on
 START_TIMEOUT = "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S"
 
 
-def train(store: Store, recipe: Recipe, model: str, dataset: Dataset, settings: Settings, say: Say) -> Run:
-    """Train a model of the recipe on a dataset, or return its run where that is done. Raises TrainingError."""
+def train(
+    store: Store,
+    recipe: Recipe,
+    model: str,
+    dataset: Dataset,
+    settings: Settings,
+    say: Say,
+    again: str | None = None,
+) -> Run:
+    """Train a model of the recipe on a dataset, or return its run where that is done. Raises TrainingError.
+
+    `again` names one more run of the same inputs.
+    """
     recipe.model_named(model)
     cache = NodeCache.of(settings, say)
-    task = Task(store, recipe, model, dataset, ids.run_id(recipe, model, dataset.ref), cache)
+    task = Task(store, recipe, model, dataset, ids.run_id(recipe, model, dataset.ref, again), cache)
     if done := find(store, task.run_ref, Run):
         return done
     check_models(recipe)
+    warmstart.choose(task, say)
     if recipe.cluster.launcher == "local":
         train_here(task, say)
     else:

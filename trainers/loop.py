@@ -16,7 +16,7 @@ import torch.distributed as dist
 from pipeline import __version__
 from pipeline.artifacts import Run, commit, file_entry
 from pipeline.errors import TrainingError
-from trainers import checkpoints, export, stream, summary
+from trainers import checkpoints, export, stream, summary, warmstart
 from trainers.alarms import Alarms
 from trainers.checkpoints import Checkpoint
 from trainers.interruption import QUIET, UNINTERRUPTED, Agreement, Interruption, stopped
@@ -54,6 +54,8 @@ def train(
     if saved:
         state.restore(saved)
         say(f"train {task.model}: resumed at step {saved.step:,}/{spec.steps:,}")
+    else:
+        warmstart.begin(task, state, say if place.rank == 0 else lambda _: None)
     meter = Meter(task, place, say, state.metrics, cost.flops_per_step, peak)
     if saved:
         meter.restore(saved.part("meter"))
@@ -145,6 +147,7 @@ def finish(task: Task, state: State, warnings: Sequence[Mapping[str, str | float
     files["metrics.jsonl"] = checkpoints.json_lines(state.metrics)
     if warnings:
         files["warnings.jsonl"] = checkpoints.json_lines(warnings)
+    files |= warmstart.record(task)
     for name, data in files.items():
         task.store.put(f"{task.run_ref}/{name}", data)
     last = {key: value for key, value in state.metrics[-1].items() if key != "step"}

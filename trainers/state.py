@@ -1,10 +1,11 @@
 """What changes while a run trains, and how one step changes it."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import torch
 from torch import Tensor, nn
 
+from pipeline.errors import UserError
 from pipeline.recipe import ModelSpec
 from trainers import families, stream
 from trainers.checkpoints import Checkpoint
@@ -76,6 +77,18 @@ class State:
         self.metrics = saved.metrics
         self.step = saved.step
 
+    def begin_with(self, weights: Mapping[str, dict[str, Tensor]]) -> None:
+        """Take whole weights of some networks, by network, before the first step; the average begins there. Collective.
+
+        Raises UserError where they do not fit, and then leaves the state as it is.
+        """
+        for name, tensors in weights.items():
+            _check_fit(self.engines[name].gather(self.engines[name].shards()), tensors)
+        for name, tensors in weights.items():
+            self.engines[name].load_weights(tensors)
+        self._average = {name: tensor.detach().clone() for name, tensor in self._averaged.shards().items()}
+        self.ema = self.average()
+
     def loss(self, phase: int, part: Batch, noise: Noise) -> tuple[Tensor, dict[str, Tensor]]:
         """A phase's loss and metrics, float32, with networks in the precision of the cluster."""
         with self._precision:
@@ -98,6 +111,14 @@ class State:
         weight = 1 - 0.5 ** (batch_size / half_life)
         source = self._averaged.shards()
         torch._foreach_lerp_(list(self._average.values()), [source[name] for name in self._average], weight)
+
+
+def _check_fit(own: Mapping[str, Tensor], other: Mapping[str, Tensor]) -> None:
+    """Raise UserError naming the first tensor by which weights do not fit a network."""
+    for name in [*own, *(name for name in other if name not in own)]:
+        wanted, got = (list(part[name].shape) if name in part else None for part in (own, other))
+        if wanted != got:
+            raise UserError(f"expected {name} of shape {wanted}, got {got}")
 
 
 def take_step(state: State, batch: Batch, spec: ModelSpec, place: Place, meter: Meter) -> None:

@@ -2,7 +2,7 @@
 
 from datetime import timedelta
 
-from airflow.sdk import DAG, Asset
+from airflow.sdk import DAG, Asset, Context
 
 from dags.ray_job import RayJobOperator
 
@@ -10,7 +10,7 @@ from dags.ray_job import RayJobOperator
 class ShellJob(RayJobOperator):
     """The operator as it is, but for the command."""
 
-    def command(self) -> list[str]:
+    def command(self, context: Context) -> list[str]:
         return ["bash", "-c", self.options["command"]]
 
 

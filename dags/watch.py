@@ -1,0 +1,103 @@
+"""Watches a recipe's source: an asset event when it has changed and has then rested for the settle time.
+
+    watermark   the digest of the listing that the last event was for, in the source's asset state store
+
+The digest is of the whole listing, so nothing that arrived while the triggerer was down is missed, and a source that
+is as it was makes no event. The watermark moves a poll after the event was handed over: a triggerer that dies in
+between makes the event again, which the ingest finds done.
+"""
+
+import asyncio
+import time
+from collections.abc import AsyncIterator
+from typing import Any
+
+from airflow.sdk import Asset, AssetWatcher
+from airflow.triggers.base import BaseEventTrigger, TriggerEvent
+
+from pipeline.errors import AtelierError
+from pipeline.recipe import Recipe, WatchSpec, load_recipe
+
+WATERMARK = "listing"
+MAX_WAIT_SECONDS = 600.0  # after failures in a row
+
+
+def source_asset(recipe: Recipe) -> Asset:
+    """The asset that a recipe's source is, watched as its schedule says."""
+    assert isinstance(recipe.schedule, WatchSpec)
+    trigger = SourceTrigger(
+        recipe_json=recipe.to_json(),
+        poll_seconds=recipe.schedule.poll_seconds,
+        settle_seconds=recipe.schedule.settle_seconds,
+    )
+    name = f"{recipe.name}_source"
+    return Asset(name=name, uri=f"atelier://sources/{recipe.name}", watchers=[AssetWatcher(name=name, trigger=trigger)])
+
+
+class Rest:
+    """Tells when something has rested at a value for so many seconds; a pure matter of (value, time)."""
+
+    def __init__(self, settle_seconds: float) -> None:
+        self.settle_seconds = settle_seconds
+        self._value: str | None = None
+        self._since = 0.0
+
+    def has(self, value: str, now: float) -> bool:
+        """Whether the value is the one of the looks before, for the settle time or longer."""
+        if value != self._value:
+            self._value, self._since = value, now
+        return now - self._since >= self.settle_seconds
+
+
+class SourceTrigger(BaseEventTrigger):
+    """Fires `{"listing": digest}` for each state of the source that is news. Runs for as long as the DAG is there.
+
+    The whole recipe is among its arguments, since Airflow takes triggers of the same arguments for one, and each needs
+    the state store of its own asset.
+    """
+
+    def __init__(self, recipe_json: str, poll_seconds: float, settle_seconds: float) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]  # Airflow's
+        self.recipe_json = recipe_json
+        self.poll_seconds = poll_seconds
+        self.settle_seconds = settle_seconds
+
+    def serialize(self) -> tuple[str, dict[str, Any]]:
+        """What the triggerer makes this trigger from."""
+        arguments = {
+            "recipe_json": self.recipe_json,
+            "poll_seconds": self.poll_seconds,
+            "settle_seconds": self.settle_seconds,
+        }
+        return f"{__name__}.SourceTrigger", arguments
+
+    async def run(self) -> AsyncIterator[TriggerEvent]:
+        """Poll for ever. A source that cannot be listed is asked again, less and less often."""
+        store = self.asset_state_store
+        assert store is not None, "a watcher of an asset has its state store"
+        recipe = load_recipe(self.recipe_json)
+        name, rest, failures = recipe.name, Rest(self.settle_seconds), 0
+        told = await store.aget(WATERMARK)
+        while True:
+            try:
+                listing = await asyncio.to_thread(listing_of, recipe)
+                failures = 0
+            except AtelierError as error:  # an empty folder, a store that is away
+                failures += 1
+                self.log.warning("%s: %s (looking again)", name, error)
+            else:
+                if listing != told and rest.has(listing, time.monotonic()):
+                    yield TriggerEvent({"listing": listing})  # type: ignore[no-untyped-call]
+                    told = listing
+                elif listing == told and listing != await store.aget(WATERMARK):
+                    await store.aset(WATERMARK, listing)
+            await asyncio.sleep(
+                min(self.poll_seconds * 2 ** min(failures, 10), max(MAX_WAIT_SECONDS, self.poll_seconds))
+            )
+
+
+def listing_of(recipe: Recipe) -> str:
+    """The digest of what the source lists now. Raises SourceError, StoreError."""
+    from pipeline.datasets.versions import listing_digest
+
+    return listing_digest(recipe)
