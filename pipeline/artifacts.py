@@ -12,7 +12,7 @@ and an alias, which is the one thing that changes, keeps its history with times:
 import hashlib
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any, ClassVar, Literal, Self, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -283,9 +283,11 @@ class Release(Record):
 AnyRecord = Dataset | Run | Evaluation | SampleSet | Release
 RecordT = TypeVar("RecordT", bound=Record)
 StrictT = TypeVar("StrictT", bound=Strict)
+_REF = r"(?:datasets|releases)/[^/]+/[^/]+|(?:runs|evaluations|samples)/[^/]+"
+_RECORD_REF = re.compile(_REF)
 # The root is as long as can be: it may itself lie in a folder called `datasets` or `runs`.
 _RECORD_URI = re.compile(
-    r"(?P<root>(?:s3|file|https?)://.+)/(?P<ref>(?:datasets|releases)/[^/]+/[^/]+|(?:runs|evaluations|samples)/[^/]+)"
+    rf"(?P<root>(?:s3|file|https?)://.+)/(?P<ref>{_REF})"
     r"(?:/(?:dataset|run|evaluation|samples|manifest)\.json)?"
 )
 _KINDS: Mapping[str, type[AnyRecord]] = {
@@ -329,6 +331,22 @@ def load(store: Store, ref: str, kind: type[RecordT]) -> RecordT:
     """Read a record. Raises NotFound where there is none, RecordError where it is no `kind` of this version."""
     key = f"{ref}/{kind.file_name}"
     return parse(store.get(key), kind, f"{store.uri}/{key}")
+
+
+def every(store: Store, kind: type[RecordT]) -> Iterator[RecordT]:
+    """All finished records of a kind in a store, in the order of their refs."""
+    folder = next(name for name, known in _KINDS.items() if known is kind)
+    for entry in store.list(f"{folder}/"):
+        ref, _, name = entry.key.rpartition("/")
+        if name == kind.file_name and _RECORD_REF.fullmatch(ref):
+            yield load(store, ref, kind)
+
+
+def record_kind(ref: str) -> type[AnyRecord]:
+    """Which kind of record a ref names. Raises RecordError."""
+    if not _RECORD_REF.fullmatch(ref):
+        raise RecordError(f"expected a record's ref such as datasets/NAME/ID, got {ref!r}")
+    return _KINDS[ref.partition("/")[0]]
 
 
 def read_file(store: Store, record: Record, entry: FileEntry, remedy: str | None = None) -> bytes:
@@ -378,7 +396,7 @@ def split_uri(uri: str) -> tuple[str, str]:
 def open_record(uri: str, kind: type[AnyRecord] | None = None) -> tuple[Store, AnyRecord]:
     """Open the record that a URI names, with the store it lies in. Raises RecordError when it is another kind."""
     root, ref = split_uri(uri)
-    found = _KINDS[ref.partition("/")[0]]
+    found = record_kind(ref)
     if kind is not None and found is not kind:
         raise RecordError(f"expected the URI of a {kind.__name__}, got {uri!r}, a {found.__name__}")
     store = open_store(root)

@@ -41,6 +41,7 @@ ORDER = (
     "rollback",
     "retract",
     "verify",
+    "lineage",
     "list",
     "show",
     "repair",
@@ -313,6 +314,35 @@ def verify(
         report(json_, {"uri": uri, **examined.model_dump(mode="json")}, *lines)
         if examined.faults:
             raise IntegrityError(f"{uri}: expected a release as it was published, found {examined.summary}")
+
+
+@app.command()
+def lineage(
+    target: Annotated[
+        str,
+        typer.Argument(help="URI of a record, NAME@ALIAS, or a source image's name or key.", show_default=False),
+    ],
+    store: StoreOption = None,
+    json_: JsonOption = False,
+) -> None:
+    """Show what a record was made of, down to its source images, and what came of it, up to releases and aliases."""
+    from pipeline import releases
+    from pipeline.lineage import image_lineage
+    from pipeline.lineage import lineage as trace
+    from pipeline.lineage.nodes import tree
+
+    by_uri = "://" in target
+    with opened_store(split_uri(target)[0] if by_uri else store, Settings.from_environment()) as place:
+        if by_uri:
+            found = trace(place, open_record(target)[1])
+        elif releases.names_one(place, target):
+            found = trace(place, releases.resolve(place, target, retracted=True))
+        else:
+            found = image_lineage(place, target)
+        report(json_, {"store": place.uri, **found.model_dump(mode="json")}, tree(found))
+        if found.changed:
+            names = ", ".join(node.name for node in found.changed)
+            raise IntegrityError(f"{place.uri}: expected everything as it was named, found {names} changed")
 
 
 @app.command(name="list")

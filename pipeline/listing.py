@@ -4,28 +4,19 @@ from typing import Any
 
 from rich.table import Table
 
-from pipeline.artifacts import AnyRecord, Dataset, Evaluation, Located, Release, Run, SampleSet, load
+from pipeline.artifacts import AnyRecord, Dataset, Evaluation, Located, Release, Run, SampleSet, every
 from pipeline.release.records import Alias
 from pipeline.store import Store
 
-_FOLDERS: dict[str, type[AnyRecord]] = {
-    "datasets": Dataset,
-    "runs": Run,
-    "evaluations": Evaluation,
-    "samples": SampleSet,
-    "releases": Release,
-}
+_KINDS: tuple[type[AnyRecord], ...] = (Dataset, Run, Evaluation, SampleSet, Release)
 
 
 def listing(store: Store) -> list[dict[str, Any]]:
     """Every record of the store, kind by kind, and every alias."""
     found: list[dict[str, Any]] = []
-    for folder, kind in _FOLDERS.items():
-        for entry in store.list(f"{folder}/"):
-            ref, _, name = entry.key.rpartition("/")
-            if name == kind.file_name:
-                record = load(store, ref, kind)
-                found.append({"kind": record.kind, "uri": f"{store.uri}/{ref}", "about": about(record)})
+    for kind in _KINDS:
+        for record in every(store, kind):
+            found.append({"kind": record.kind, "uri": f"{store.uri}/{record.ref}", "about": about(record)})
     for entry in store.list("aliases/"):
         alias = Alias.model_validate_json(store.get(entry.key))
         about_it = "no release" if alias.number is None else f"release {alias.number}"

@@ -56,6 +56,7 @@ __all__ = [
     "alias_of",
     "champion_of",
     "find_release",
+    "names_one",
     "open",
     "promote",
     "promote_if_better",
@@ -133,6 +134,12 @@ def publish(
         files=tuple(sorted(files, key=lambda entry: entry.name)),
     )
     return commit(store, signer.signed(release) if signer else release)
+
+
+def names_one(store: Store, target: str) -> bool:
+    """Whether a target reads as NAME@ALIAS or NAME@NUMBER of a name that has releases, finished or not."""
+    name, at, which = target.partition("@")
+    return bool(at and name and which) and "/" not in target and any(store.list(f"releases/{name}/"))
 
 
 def _parent(record: Record) -> Parent:

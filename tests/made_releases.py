@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from pipeline import __version__, pictures, releases, shards
-from pipeline.artifacts import Evaluation, Figure, Release, Run, SampleSet, commit, file_entry
+from pipeline.artifacts import Dataset, Evaluation, Figure, Release, Run, SampleSet, commit, file_entry
 from pipeline.recipe import Recipe, load_recipe
 from pipeline.release.signing import Signer
 from pipeline.store import Store
@@ -32,9 +32,11 @@ def recipe() -> Recipe:
     return load_recipe(json.dumps(RECIPE))
 
 
-def parents(store: Store, mark: str = "a", figures: Mapping[str, Figure] = FIGURES) -> tuple[str, str, str]:
+def parents(
+    store: Store, mark: str = "a", figures: Mapping[str, Figure] = FIGURES, dataset: Dataset | None = None
+) -> tuple[str, str, str]:
     """Records of a run, its evaluation and its samples as the stages leave them; gives their refs."""
-    dataset = commit(
+    dataset = dataset or commit(
         store,
         record_of([], (8, 8, 1), name="tiny", classes=("zero", "one")).model_copy(
             update={"splits": {"train": 8, "test": 2}}

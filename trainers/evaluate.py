@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from pipeline import __version__, ids
-from pipeline.artifacts import Dataset, Evaluation, Figure, FileEntry, Run, commit, file_entry, find, load
+from pipeline.artifacts import Dataset, Evaluation, Figure, FileEntry, Release, Run, commit, file_entry, find, load
 from pipeline.nodecache import NodeCache
 from pipeline.recipe import Recipe
 from pipeline.releases import alias_of, champion_of
@@ -38,20 +38,29 @@ def evaluate(store: Store, recipe: Recipe, run: Run, settings: Settings, say: Sa
     """Every figure of the protocol for a run, or its evaluation where it is done.
 
     Where the recipe's alias names a release that was measured otherwise (of new data, say), that one is measured too,
-    against the same images: else the gate could not compare them. Raises UserError, IntegrityError.
+    against the same images: else the gate could not compare them. It comes first: the run's own evaluation is what says
+    that this stage is finished. Raises UserError, IntegrityError.
     """
     dataset = load(store, run.dataset, Dataset)
-    evaluation = measure(store, recipe, run, dataset, settings, say)
     name = recipe.release_name(run.model)
-    champion = champion_of(store, alias_of(store, name, recipe.release.alias))
-    if champion and champion.protocol != evaluation.protocol:
-        standing = f"{name}@{champion.number}"
-        if _fits(load(store, champion.dataset, Dataset), dataset):
-            say(f"evaluate {run.model}: {standing} again, to compare")
-            measure(store, recipe, load(store, champion.run, Run), dataset, settings, say)
-        else:
-            say(f"evaluate {run.model}: {standing} makes other images or classes, and cannot be measured on these")
-    return evaluation
+    if champion := champion_of(store, alias_of(store, name, recipe.release.alias)):
+        _measure_champion(store, recipe, champion, run.model, dataset, settings, say)
+    return measure(store, recipe, run, dataset, settings, say)
+
+
+def _measure_champion(
+    store: Store, recipe: Recipe, champion: Release, model: str, dataset: Dataset, settings: Settings, say: Say
+) -> None:
+    """Measure a champion against this dataset, where its own figures are of another protocol and it can be."""
+    eyes = open_eyes(store, dataset, recipe.evaluation, NodeCache.of(settings, say))
+    if champion.protocol == eyes.protocol(dataset, recipe.evaluation):
+        return
+    standing = f"{champion.name}@{champion.number}"
+    if not _fits(load(store, champion.dataset, Dataset), dataset):
+        say(f"evaluate {model}: {standing} makes other images or classes, and cannot be measured on these")
+        return
+    say(f"evaluate {model}: {standing} again, to compare")
+    measure(store, recipe, load(store, champion.run, Run), dataset, settings, say)
 
 
 def _fits(own: Dataset, other: Dataset) -> bool:

@@ -10,7 +10,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from pipeline.artifacts import Dataset, Release, Run, Strict, load
+from pipeline.artifacts import Dataset, Release, Run, Strict, every
 from pipeline.datasets.versions import Takedown, fetch_index, find_head, take_down, versions
 from pipeline.errors import SourceError
 from pipeline.recipe import Recipe
@@ -80,8 +80,8 @@ def _reach(store: Store, name: str, taken: Sequence[Takedown]) -> Reach:
         if held := _shards_with(store, version, taken):
             datasets.add(version.ref)
             shards |= held
-    runs = {run.ref for run in _runs(store) if run.dataset in datasets}
-    releases = {release.ref for release in _releases(store) if release.run in runs}
+    runs = {run.ref for run in every(store, Run) if run.dataset in datasets}
+    releases = {release.ref for release in every(store, Release) if release.run in runs}
     return Reach(
         datasets=tuple(sorted(datasets)),
         shards=tuple(sorted(shards)),
@@ -103,13 +103,3 @@ def _shards_with(store: Store, version: Dataset, taken: Sequence[Takedown]) -> s
             "(list_contains(?::BLOB[], source_sha256) OR list_contains(?::BLOB[], pixel))"
         )
         return {row[0] for row in db.execute(query, [sources, pixels]).fetchall()}
-
-
-def _runs(store: Store) -> list[Run]:
-    found = [entry.key for entry in store.list("runs/") if entry.key.endswith(f"/{Run.file_name}")]
-    return [load(store, key.rpartition("/")[0], Run) for key in found if key.count("/") == 2]
-
-
-def _releases(store: Store) -> list[Release]:
-    found = [entry.key for entry in store.list("releases/") if entry.key.endswith(f"/{Release.file_name}")]
-    return [load(store, key.rpartition("/")[0], Release) for key in found if key.count("/") == 3]

@@ -3,15 +3,21 @@
 What it says comes from the records alone, so it is the same again; nothing is claimed that was not measured.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import yaml
 
 from pipeline.artifacts import Dataset, Evaluation, Figure, Run, SampleSet
+from pipeline.figures import Group, grouped, interval, meaning, number, title_of
 from pipeline.recipe import Recipe
 
 CARD = "README.md"
+FAMILIES = {
+    "vae": "variational autoencoder",
+    "gan": "generative adversarial network",
+    "vaegan": "variational autoencoder with an adversary",
+}
 TASK = "unconditional-image-generation"  # the Hub's word for it, with classes or without
 
 
@@ -62,7 +68,7 @@ def _front_matter(recipe: Recipe, name: str, run: Run, dataset: Dataset, evaluat
             "revision": dataset.id,
         },
         "metrics": [
-            {"type": metric, "value": figure.value, "name": metric.replace("_", " ")}
+            {"type": metric, "value": figure.value, "name": title_of(metric)}
             for metric, figure in evaluation.figures.items()
         ],
     }
@@ -78,8 +84,9 @@ def _front_matter(recipe: Recipe, name: str, run: Run, dataset: Dataset, evaluat
 def _what(run: Run, dataset: Dataset) -> str:
     kind = "class-conditional" if dataset.classes else "unconditional"
     return (
-        f"A {kind} `{run.family}` trained for {run.steps:,} steps ({run.images_seen:,} images seen) on the dataset "
-        f"`{dataset.name}`. It makes images of {dataset.width}x{dataset.height} pixels in {_colour(dataset)}."
+        f"A {kind} {FAMILIES.get(run.family, run.family)} (`{run.family}`), trained for {run.steps:,} steps "
+        f"({run.images_seen:,} images seen) on the dataset `{dataset.name}`. It makes images of "
+        f"{dataset.width}x{dataset.height} pixels in {_colour(dataset)}."
     )
 
 
@@ -89,31 +96,47 @@ def _colour(dataset: Dataset) -> str:
 
 def _data(dataset: Dataset) -> str:
     order = sorted(dataset.splits, key=lambda split: (split != "train", split))
-    splits = ", ".join(f"{dataset.splits[split]:,} in `{split}`" for split in order)
-    text = f"## Data\n\n{splits}; the model saw `train` alone. "
-    text += f"Of {dataset.num_inputs:,} inputs {dataset.num_rejected:,} were no images that could be used and "
-    text += f"{dataset.num_duplicates:,} were duplicates."
+    splits = ", ".join(f"{_counted(dataset.splits[split], 'image')} in `{split}`" for split in order)
+    text = f"## Data\n\n{splits}; the model saw `train` alone. Of {_counted(dataset.num_inputs, 'input')}, "
+    rejected, duplicates = dataset.num_rejected, dataset.num_duplicates + dataset.num_near_duplicates
+    text += f"{f'{rejected:,} were' if rejected else 'none was'} rejected and "
+    text += f"{f'{duplicates:,} repeated others' if duplicates else 'none repeated another'}."
     if dataset.classes:
         text += "\n\nClasses: " + ", ".join(f"`{name}`" for name in dataset.classes) + "."
     return text
 
 
 def _figures(evaluation: Evaluation) -> str:
+    """A table a group; the last column is what real images score."""
+    protocol = evaluation.protocol
     head = (
-        f"## Figures\n\nOn the split `{evaluation.protocol.split}`, protocol `{evaluation.protocol}`: figures of "
-        f"another protocol cannot be compared with these. Features: {evaluation.extractor_note}\n\n"
-        "| figure | value | 95% interval | real images as well | unit | samples | real images |\n"
-        "| --- | --- | --- | --- | --- | --- | --- |\n"
+        f"## Figures\n\n{_counted(protocol.num_samples, 'sample')} held against "
+        f"{_counted(protocol.num_real, 'image')} of the split `{protocol.split}`, with 95% intervals. "
+        f"Protocol `{protocol}`: figures of another protocol cannot be compared with these. Features: "
+        f"{evaluation.extractor_note}"
     )
-    return head + "\n".join(_row(name, figure) for name, figure in evaluation.figures.items())
+    tables = [_table(group, figures) for group, figures in grouped(evaluation.figures).items()]
+    return "\n\n".join([head, *tables])
+
+
+def _table(group: Group, figures: Mapping[str, Figure]) -> str:
+    floor = "on training images" if group == "Likelihood of real images" else "real images in their place"
+    rows = [
+        f"| figure | value | 95% interval | {floor} | better if | unit |",
+        "| --- | ---: | ---: | ---: | --- | --- |",
+    ]
+    return f"### {group}\n\n" + "\n".join([*rows, *(_row(name, figure) for name, figure in figures.items())])
 
 
 def _row(name: str, figure: Figure) -> str:
-    interval = "" if figure.low is None or figure.high is None else f"{figure.low:.4g} to {figure.high:.4g}"
-    floor = "" if figure.floor is None else f"{figure.floor:.4g}"
-    counts = f"{figure.num_samples:,}", f"{figure.num_real:,}"
-    cells = (name, f"{figure.value:.4g}", interval, floor, figure.unit, *counts)
+    known = meaning(name)
+    floor = "" if figure.floor is None else number(figure.floor)
+    cells = (known.title, number(figure.value), interval(figure), floor, known.better, figure.unit)
     return f"| {' | '.join(cells)} |"
+
+
+def _counted(count: int, what: str) -> str:
+    return f"{count:,} {what}" + ("" if count == 1 else "s")
 
 
 def _limits(run: Run, dataset: Dataset, evaluation: Evaluation) -> str:

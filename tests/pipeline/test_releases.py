@@ -31,7 +31,7 @@ def test_a_release_holds_what_a_consumer_needs(store: Store) -> None:
     files = {entry.name: read_file(store, release, entry) for entry in release.files}
     assert files["model.safetensors"] == b"weights a"
     card = files["README.md"].decode()
-    assert card.startswith("---\nlicense: mit\n") and "| recall | 0.5 |" in card and release.run in card
+    assert card.startswith("---\nlicense: mit\n") and "| Recall | 0.5000 |" in card and release.run in card
 
 
 def test_every_published_image_says_what_made_it(store: Store) -> None:

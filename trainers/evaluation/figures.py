@@ -24,8 +24,8 @@ UNITS = {
     "density": "samples a neighbourhood of a real image",
     "coverage": "share of real images",
     "told_apart": "share of images that a classifier tells rightly to be real or not; 0.5 by chance",
-    "sharpness": "of real images'",
-    "diversity": "of real images' spread within a class",
+    "sharpness": "times real images'",
+    "diversity": "times real images' spread within a class",
     "class_histogram_distance": "total variation",
     "label_agreement": "share of samples",
 }

@@ -25,8 +25,9 @@ def test_the_hub_reads_the_front_matter(store: Store) -> None:
 def test_a_card_states_intervals_data_limits_and_lineage(store: Store) -> None:
     text = card_of(store).decode()
     for part in (
-        "| frechet_distance | 5 | 4 to 6 | squared feature distance | 9 | 0 |",
-        "8 in `train`, 2 in `test`; the model saw `train` alone.",
+        "| Fréchet distance | 5 | 4 to 6 |  | lower | squared feature distance |",
+        "100 samples held against 50 images of the split `test`",
+        "8 images in `train`, 2 images in `test`; the model saw `train` alone.",
         "Classes: `zero`, `one`.",
         "it is no FID",
         "Whether it repeats training images was not measured.",
