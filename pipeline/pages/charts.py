@@ -85,9 +85,7 @@ class Curve:
 def rows(figures: Mapping[str, Figure], rival: Mapping[str, Figure] | None) -> list[Row]:
     """A row for each figure whose value is a number, in the order of `FIGURES`, those that are not known there last."""
     order = [*(name for name in FIGURES if name in figures), *sorted(figures.keys() - FIGURES.keys())]
-    return [
-        _row(name, figures[name], (rival or {}).get(name)) for name in order if math.isfinite(figures[name].value)
-    ]
+    return [_row(name, figures[name], (rival or {}).get(name)) for name in order if math.isfinite(figures[name].value)]
 
 
 def curves(lines: Sequence[Mapping[str, float]]) -> list[Curve]:
@@ -137,9 +135,7 @@ def _row(name: str, own: Figure, rival: Figure | None) -> Row:
 
 
 def _bounds(figure: Figure) -> tuple[float, float, float]:
-    ends = [
-        end if end is not None and math.isfinite(end) else figure.value for end in (figure.low, figure.high)
-    ]
+    ends = [end if end is not None and math.isfinite(end) else figure.value for end in (figure.low, figure.high)]
     return figure.value, ends[0], ends[1]
 
 

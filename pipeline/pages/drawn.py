@@ -71,7 +71,8 @@ def directions(sampler: OnnxSampler, num_classes: int) -> "Floats":
     scores_BB, sizes_B, _ = np.linalg.svd(images_BD, full_matrices=False)
     found_KZ, *_ = np.linalg.lstsq(scores_BB[:, :wanted] * sizes_B[:wanted], z_BZ, rcond=None)
     lengths_K1 = np.linalg.norm(found_KZ, axis=1, keepdims=True)
-    return (found_KZ / np.maximum(lengths_K1, 1e-12)).astype(np.float32)
+    unit_KZ: Floats = (found_KZ / np.maximum(lengths_K1, 1e-12)).astype(np.float32)
+    return unit_KZ
 
 
 def _rounded(directions_KZ: "Floats") -> tuple[tuple[float, ...], ...]:

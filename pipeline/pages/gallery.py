@@ -14,6 +14,7 @@ from itertools import islice
 from urllib.parse import quote
 
 from pipeline.artifacts import Dataset, Release, Run, load, parse_model
+from pipeline.errors import IntegrityError
 from pipeline.pages import render, runtime
 from pipeline.pages.charts import FIGURES, number
 from pipeline.pages.content import Card, Report, Sampler, Standing
@@ -43,17 +44,21 @@ class Shelf:
 
 
 def build(store: Store, say: Say) -> int:
-    """Write the gallery; gives the number of releases in it. Raises IntegrityError."""
+    """Write the gallery; gives the number of releases in it. A release that cannot be read is left out, and said."""
     shelf = read_shelf(store)
     sampler = runtime.provide(store, UP)
     if sampler.why_not:
         say(f"gallery: without the live sampler: {sampler.why_not}")
     cards = []
     for release in shelf.releases:
-        content = gather(store, release, around(store, shelf, release))
+        try:
+            content = gather(store, release, around(store, shelf, release))
+        except IntegrityError as error:  # one release that is broken must not take the others' pages away
+            say(f"gallery: without {release.name}@{release.number}: {error}")
+            continue
         store.put(f"gallery/{release.name}/{release.number}.html", render.report(content, _for(release, sampler), UP))
         cards.append(_card(store, content))
-    store.put(HOME, render.gallery(cards, store.uri))
+    store.put(HOME, render.gallery(cards))
     return len(cards)
 
 

@@ -9,17 +9,16 @@ out. Files of records are checked against their digests.
 import itertools
 import json
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from urllib.parse import quote
 
 from pipeline import pictures, shards
-from pipeline.artifacts import Dataset, Evaluation, FileEntry, Record, Release, Run, find, load, read_file
-from pipeline.errors import NotFound
+from pipeline.artifacts import Dataset, Evaluation, Release, Run, load, read_file
+from pipeline.errors import IntegrityError
 from pipeline.pages import charts, drawn, shown
 from pipeline.pages.content import Link, Panel, Report, Standing, Step
 from pipeline.pages.shown import Picture
 from pipeline.protocol import differences, reason_of
-from pipeline.release.card import CARD
 from pipeline.release.records import Retraction
 from pipeline.store import Store
 
@@ -48,7 +47,7 @@ class Around:
 
     others: Sequence[Release] = ()  # the newest releases of the recipe's other models
     rival: Release | None = None  # the champion, or the one before
-    standing: Standing = Standing()
+    standing: Standing = field(default_factory=Standing)
     retraction: Retraction | None = None
     description: str = ""
     files_at: str = ""
@@ -171,7 +170,10 @@ def _film(store: Store, run: Run) -> tuple[Picture, ...]:
     for key in chosen:
         step = key.rpartition("/")[2].removesuffix(".png")
         if step.isdigit():
-            src, width, height = shown.sheet(store.get(key), generated=True)
+            try:
+                src, width, height = shown.sheet(store.get(key), generated=True)
+            except IntegrityError:  # no part of a record: a picture that is broken is no reason not to publish
+                continue
             words = f"step {int(step):,}"
             frames.append(Picture(src, f"the same latents at {words}", width, height, caption=words))
     return tuple(frames)
@@ -206,7 +208,7 @@ def _comparable(release: Release, around: Around) -> tuple[Release | None, Stand
             f"{rival.name}@{rival.number} was measured by another protocol ({found[0]}), and {reason_of(found)}: it is "
             "not shown beside this one."
         )
-        return None, Standing("", standing.role, note, standing.aliases, standing.verdict)
+        return None, replace(standing, rival="", note=note)
     return rival, standing
 
 
@@ -233,7 +235,9 @@ def _lineage(release: Release, run: Run, dataset: Dataset) -> Iterator[Step]:
 
 def _links(release: Release, files_at: str) -> Iterator[Link]:
     first = list(ABOUT)
-    entries = sorted(release.files, key=lambda entry: (first.index(entry.name) if entry.name in first else 99, entry.name))
+    entries = sorted(
+        release.files, key=lambda entry: (first.index(entry.name) if entry.name in first else 99, entry.name)
+    )
     for entry in entries:
         about = ABOUT.get(entry.name, "a shard of the sample set" if entry.name.endswith(".tar") else "")
         yield Link(entry.name, f"{files_at}{quote(entry.name)}", entry.bytes, entry.sha256, about)

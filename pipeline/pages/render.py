@@ -44,9 +44,9 @@ def report(content: Report, sampler: Sampler, gallery_at: str = "") -> bytes:
     )
 
 
-def gallery(cards: Sequence[Card], store: str) -> bytes:
+def gallery(cards: Sequence[Card]) -> bytes:
     """The page over all releases."""
-    return _page("gallery.html.j2", ["page.js"], cards=cards, store=store)
+    return _page("gallery.html.j2", ["page.js"], cards=cards)
 
 
 def _page(template: str, scripts: Sequence[str], **values: Any) -> bytes:
@@ -85,9 +85,5 @@ def _size(num_bytes: int) -> str:
     """Bytes as a person reads them."""
     if num_bytes < 1000:
         return f"{num_bytes} B"
-    value, unit = float(num_bytes), "B"
-    for unit in ("kB", "MB", "GB", "TB"):
-        value /= 1000
-        if value < 1000:
-            break
-    return f"{value:.3g} {unit}"
+    power = min(4, (len(str(num_bytes)) - 1) // 3)
+    return f"{num_bytes / 1000**power:.3g} {('kB', 'MB', 'GB', 'TB')[power - 1]}"
