@@ -44,6 +44,7 @@ ORDER = (
     "lineage",
     "list",
     "show",
+    "gallery",
     "repair",
     "gc",
     "up",
@@ -377,6 +378,28 @@ def show(
         files = save_sheets(place, record, settings.home / "sheets")
         result = {"uri": located.uri, "record": record.model_dump(mode="json"), "sheets": [str(file) for file in files]}
         report(json_, result, *dataset_view(located.uri, record), *(f"picture   {file}" for file in files))
+
+
+@app.command()
+def gallery(
+    store: StoreOption = None,
+    port: Annotated[int, typer.Option("--port", min=0, max=65535, help="0 takes a free one.")] = 8420,
+    serve: Annotated[bool, typer.Option(help="Serve it on 127.0.0.1 until Ctrl-C.")] = True,
+    json_: JsonOption = False,
+) -> None:
+    """Make a page of every release and one over all, as files in the store, and serve them on this machine."""
+    from pipeline.pages import gallery as pages
+    from pipeline.pages.serve import GalleryServer
+
+    with opened_store(store, Settings.from_environment()) as place:
+        count = pages.build(place, say)
+        result = {"uri": f"{place.uri}/{pages.HOME}", "releases": count}
+        if not serve:
+            report(json_, result, f"gallery   {result['uri']}  ({count} releases)")
+            return
+        with GalleryServer(place, port) as server:
+            report(json_, {**result, "url": server.url}, f"gallery   {server.url}  ({count} releases; Ctrl-C ends it)")
+            server.serve_forever()
 
 
 @app.command()

@@ -2,7 +2,7 @@
 
     releases/<name>/<n>/claim.json       who owns number n: written first, by create, so two publishers get two numbers
                         ...              model.safetensors, config.json, model.onnx, README.md, grid.png, samples.json,
-                                         samples/*.tar
+                                         samples/*.tar, report.html
                         manifest.json    written last, signed: a release without it does not exist for a consumer
                         retraction.json  written where the release is taken back
     aliases/<name>/<alias>.json          the one thing that changes, by compare-and-swap, with its history
@@ -34,6 +34,8 @@ from pipeline.artifacts import (
 )
 from pipeline.errors import RecordError
 from pipeline.ids import release_id
+from pipeline.pages.published import write_report
+from pipeline.pages.render import REPORT
 from pipeline.recipe import Recipe, load_recipe
 from pipeline.release import provenance
 from pipeline.release.aliases import (
@@ -117,7 +119,7 @@ def publish(
     files = [_put(store, ref, entry.name, read_file(store, run, entry)) for entry in run.files]
     files += _copy_samples(store, samples, dataset, ref, f"{name}/{number}")
     files.append(_put(store, ref, CARD, model_card(recipe, name, number, run, dataset, evaluation, samples)))
-    release = Release(
+    draft = Release(
         code_version=__version__,
         id=intent,
         name=name,
@@ -131,8 +133,10 @@ def publish(
         protocol=evaluation.protocol,
         figures=evaluation.figures,
         parents=tuple(_parent(record) for record in (run, evaluation, samples, dataset)),
-        files=tuple(sorted(files, key=lambda entry: entry.name)),
+        files=_sorted(files),
     )
+    report = file_entry(REPORT, write_report(store, recipe, model, draft))
+    release = draft.model_copy(update={"files": _sorted([*files, report])})
     return commit(store, signer.signed(release) if signer else release)
 
 
@@ -140,6 +144,10 @@ def names_one(store: Store, target: str) -> bool:
     """Whether a target reads as NAME@ALIAS or NAME@NUMBER of a name that has releases, finished or not."""
     name, at, which = target.partition("@")
     return bool(at and name and which) and "/" not in target and any(store.list(f"releases/{name}/"))
+
+
+def _sorted(files: list[FileEntry]) -> tuple[FileEntry, ...]:
+    return tuple(sorted(files, key=lambda entry: entry.name))
 
 
 def _parent(record: Record) -> Parent:

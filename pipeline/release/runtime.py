@@ -81,12 +81,16 @@ class OnnxSampler:
 
     def images(self, seeds: Sequence[int], labels: Sequence[int]) -> "Images":
         """Images (B, H, W, C) for seeds and class indices (zeros where there are no classes). Raises IntegrityError."""
+        return self.images_of(latents(seeds, self.latent_size), labels)
+
+    def images_of(self, latents_BZ: "NDArray[np.float32]", labels: Sequence[int]) -> "Images":
+        """Images (B, H, W, C) for latents (B, Z) and class indices. Raises IntegrityError."""
         import numpy as np
 
         made = []
-        for start in range(0, len(seeds), BATCH_IMAGES):
+        for start in range(0, len(labels), BATCH_IMAGES):
             part = slice(start, start + BATCH_IMAGES)
-            unit_BCHW = self._run(latents(seeds[part], self.latent_size), np.asarray(labels[part], np.int64))
+            unit_BCHW = self._run(latents_BZ[part], np.asarray(labels[part], np.int64))
             made.append(np.rint(255 * unit_BCHW.clip(0, 1)).astype(np.uint8).transpose(0, 2, 3, 1))
         return np.ascontiguousarray(np.concatenate(made))
 

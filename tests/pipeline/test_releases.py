@@ -26,7 +26,8 @@ def test_a_release_holds_what_a_consumer_needs(store: Store) -> None:
     release = releases.publish(store, recipe(), "vae", *parents(store))
     assert release.ref == "releases/tiny-vae/1" and release.license == "mit"
     assert {entry.name for entry in release.files} == {
-        "README.md", "config.json", "grid.png", "model.safetensors", "samples.json", "samples/samples-000000.tar",
+        "README.md", "config.json", "grid.png", "model.safetensors", "report.html", "samples.json",
+        "samples/samples-000000.tar",
     }  # fmt: skip
     files = {entry.name: read_file(store, release, entry) for entry in release.files}
     assert files["model.safetensors"] == b"weights a"
@@ -76,7 +77,7 @@ def test_a_kill_at_any_write_shows_nothing_and_a_rerun_ends_the_same(
         assert list(releases.releases_of(store, "tiny-vae")) == []
         with pytest.raises(RecordError, match="none of tiny-vae"):
             releases.resolve(store, "tiny-vae@1")
-    assert writes == 7  # six files and the manifest: the claim of the attempts before is there
+    assert writes == 8  # six files, the report and the manifest: the claim of the attempts before is there
     assert release.number == 1 and verify(store, release, (signer.public_key,), share=0).faults == ()
 
 
