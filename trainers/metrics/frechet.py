@@ -175,13 +175,14 @@ def _factor(covariances_RDD: Tensor) -> Tensor:
     lower_RDD, failed_R = torch.linalg.cholesky_ex(covariances_RDD)
     pivots_RD = lower_RDD.diagonal(dim1=1, dim2=2).square()
     if not failed_R.any() and bool((pivots_RD.amin(1) > LEAST_PIVOT * pivots_RD.amax(1)).all()):
-        return lower_RDD.mT
+        factor: Tensor = lower_RDD.mT
+        return factor
     values_RD, vectors_RDD = torch.linalg.eigh(covariances_RDD)
     values_RD = values_RD.clamp(min=0)
     least = values_RD.amax(1, keepdim=True) * values_RD.shape[1] * torch.finfo(torch.float64).eps
     rank = max(1, int((values_RD > least).sum(1).max()))
-    factor_RKD: Tensor = values_RD[:, -rank:, None].sqrt() * vectors_RDD[:, :, -rank:].mT
-    return factor_RKD
+    factor = values_RD[:, -rank:, None].sqrt() * vectors_RDD[:, :, -rank:].mT
+    return factor
 
 
 def _scatter(x_ND: Tensor) -> Tensor:
