@@ -34,6 +34,7 @@ class Sizes:
     features: int
     width: int
     rounds: int
+    figure_rounds: int  # of many seconds each
     published: int
     kinds: tuple[Kind, ...]
     consumed: Kind
@@ -45,16 +46,18 @@ DIGITS = Kind(Case("GAN tiny", "gan", 64, {"preset": "tiny"}), side=8)
 FULL = Sizes(
     features=10_000,
     width=2048,
-    rounds=3,
+    rounds=7,
+    figure_rounds=1,
     published=8192,
     kinds=(DIGITS, Kind(Case("GAN tiny", "gan", 64, {"preset": "tiny"}), side=28),
            Kind(Case("GAN base", "gan", 64, {"preset": "base"}), side=32, channels=3)),
     consumed=DIGITS,
     streamed=8192,
-    calls=50,
+    calls=100,
 )  # fmt: skip
 SMALL = Sizes(
-    features=60, width=16, rounds=1, published=40, kinds=(DIGITS,), consumed=DIGITS, streamed=20, calls=1
+    features=60, width=16, rounds=1, figure_rounds=1, published=40, kinds=(DIGITS,), consumed=DIGITS, streamed=20,
+    calls=1,
 )  # fmt: skip
 
 
@@ -77,9 +80,9 @@ def measured(sizes: Sizes, folder: Path, say: Say) -> list[Row]:
     say("consumers")
     rows = consuming.rows(sizes.consumed, sizes.streamed, sizes.rounds, sizes.calls, folder)
     say("sample sets")
-    rows += publishing.rows(sizes.kinds, sizes.published, sizes.rounds, folder)
+    rows += publishing.rows(sizes.kinds, sizes.published, min(sizes.rounds, 3), folder)
     say("figures")
-    rows += figures.rows(sizes.features, sizes.width, sizes.rounds, folder)
+    rows += figures.rows(sizes.features, sizes.width, sizes.figure_rounds, folder)
     return rows  # the page's rows (size, seconds to show) belong here, as a part of their own
 
 

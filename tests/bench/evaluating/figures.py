@@ -57,14 +57,16 @@ def rows(num: int, width: int, rounds: int, folder: Path) -> list[Row]:
     """Time, agreement and memory of each figure."""
     paths = write_features(num, width, folder)
     found: list[Row] = []
-    for figure, (peer, _, _) in FIGURES.items():
+    for figure, compared in FIGURES.items():
         answers: dict[Who, Answer] = {}
         for _ in range(rounds):
             for who in ("ours", "peer"):
                 answer = _in_a_process(Request(figure, who, *paths))
                 if who not in answers or answer.cpu_seconds < answers[who].cpu_seconds:
                     answers[who] = answer
-        found += _rows_of(f"{figure} of {num:,} x {num:,} x {width:,}", peer, answers["ours"], answers["peer"], paths)
+        found += _rows_of(
+            f"{figure} of {num:,} x {num:,} x {width:,}", compared.peer, answers["ours"], answers["peer"], paths
+        )
     return found
 
 
@@ -103,7 +105,8 @@ def measure(request: Request) -> Answer:
     import torch
 
     torch.set_num_threads(1)
-    of = FIGURES[request.figure][1 if request.who == "ours" else 2]
+    compared = FIGURES[request.figure]
+    of = compared.ours if request.who == "ours" else compared.theirs
     real, fake = (torch.from_numpy(np.load(path)) for path in (request.real, request.fake))
     few = min(len(real), 40)
     of(real[:few], fake[:few])  # imports, thread pools
@@ -180,10 +183,19 @@ def _their_neighbours(real: Features, fake: Features) -> dict[str, float]:
     return {name: float(value) for name, value in found.items()}
 
 
-FIGURES: dict[str, tuple[str, Callable[..., dict[str, float]], Callable[..., dict[str, float]]]] = {
-    "Frechet distance": ("torchmetrics", _our_frechet, _their_frechet),
-    "kernel distance": ("torchmetrics", _our_kernel, _their_kernel),
-    "precision, recall, density, coverage": ("prdc", _our_neighbours, _their_neighbours),
+@dataclass(frozen=True)
+class Compared:
+    """How we compute a figure, and how a library does."""
+
+    peer: str
+    ours: Callable[[Features, Features], dict[str, float]]
+    theirs: Callable[[Features, Features], dict[str, float]]
+
+
+FIGURES = {
+    "Frechet distance": Compared("torchmetrics", _our_frechet, _their_frechet),
+    "kernel distance": Compared("torchmetrics in float64", _our_kernel, _their_kernel),
+    "precision, recall, density, coverage": Compared("prdc", _our_neighbours, _their_neighbours),
 }
 
 

@@ -7,6 +7,7 @@ from scipy.linalg import sqrtm
 from torch import Tensor
 
 from tests.trainers.metrics.sets import normal, two_sets
+from trainers.metrics import frechet
 from trainers.metrics.checks import MetricInputError
 from trainers.metrics.frechet import Moments, estimate, frechet_distance, num_groups
 
@@ -168,3 +169,29 @@ def test_moments_refuse_what_they_cannot_take() -> None:
         estimate(Moments.of(normal(3, 2, 0)), Moments.of(normal(8, 2, 1)), 0)
     with pytest.raises(MetricInputError, match=r"of one size, got 2 and 3; .*same extractor"):
         frechet_distance(normal(5, 2, 0), normal(5, 3, 0))
+
+
+def test_wide_and_narrow_rows_have_the_same_scatter(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Stripes of columns, the last one narrower, against one product."""
+    x_ND = normal(90, 70, 3)
+    whole = Moments.of(x_ND)
+    monkeypatch.setattr(frechet, "WIDE_FEATURES", 8)
+    monkeypatch.setattr(frechet, "SCATTER_COLUMNS", 16)
+    torch.testing.assert_close(Moments.of(x_ND).scatters_GDD, whole.scatters_GDD, rtol=1e-12, atol=1e-12)
+
+
+def test_a_regular_covariance_and_one_near_singular_are_rooted_to_the_same_distance(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    real, fake = two_sets(300, 30)
+    by_cholesky = frechet_distance(real, fake)
+    monkeypatch.setattr(frechet, "LEAST_PIVOT", 1.0)  # nothing is regular enough: by eigenvalues
+    assert frechet_distance(real, fake) == pytest.approx(by_cholesky, rel=1e-11)
+    monkeypatch.undo()
+    flat, other = real.clone(), fake.clone()
+    flat[:, 3], other[:, 3] = flat[:, 4] * (1 + 1e-9 * normal(300, 1, 9)[:, 0]), other[:, 4]
+    kept = [column for column in range(30) if column != 3]
+    kept_real, kept_fake = flat[:, kept].clone(), other[:, kept].clone()
+    for x in (kept_real, kept_fake):
+        x[:, 3] *= 2**0.5  # one column with the variance of two equal ones
+    assert frechet_distance(flat, other) == pytest.approx(frechet_distance(kept_real, kept_fake), rel=1e-5)

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from tests.trainers.metrics.sets import normal, two_sets
+from trainers.metrics import kernel
 from trainers.metrics.intervals import subsampled
 from trainers.metrics.kernel import estimate, kernel_distance
 
@@ -64,3 +65,19 @@ def test_kernel_interval_covers_the_true_distance_as_often_as_it_says() -> None:
     intervals = [estimate(normal(80, 3, 2 * i), normal(80, 3, 2 * i + 1) + 0.5, i, num_parts=100) for i in range(200)]
     truth = kernel_distance_of_shifted_normals(3, 0.5)
     assert 0.88 <= np.mean([one.low <= truth <= one.high for one in intervals]) <= 0.99
+
+
+def test_large_sets_in_float32_give_the_same_distance(monkeypatch: pytest.MonkeyPatch) -> None:
+    real, fake = two_sets(500, 300)
+    exact, estimated = kernel_distance(real, fake), estimate(real, fake, seed=0, num_parts=20)
+    monkeypatch.setattr(kernel, "SINGLE_FROM", 0)
+    single = kernel_distance(real, fake)
+    assert single != exact and single == pytest.approx(exact, rel=1e-6)  # another way, the same figure
+    assert astuple(estimate(real, fake, seed=0, num_parts=20)) == pytest.approx(astuple(estimated), rel=1e-5)
+
+
+def test_features_whose_kernel_is_beyond_float32_are_not_cut_to_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    real, fake = (1e8 * x for x in two_sets(60, 20))
+    exact = kernel_distance(real, fake)
+    monkeypatch.setattr(kernel, "SINGLE_FROM", 0)
+    assert kernel_distance(real, fake) == exact > 1e39
