@@ -43,12 +43,15 @@ class Sampler:
     config: ExportConfig
     model: Model
     network: nn.Module
+    where: str  # it came from
 
     def images(self, z_BZ: Tensor, labels_B: Tensor) -> Tensor:
-        """uint8 images (B, C, H, W) on the CPU for latents and class indices."""
+        """uint8 images (B, C, H, W) on the CPU for latents and class indices. Raises IntegrityError."""
         device = next(self.network.parameters()).device
         with torch.inference_mode():
             unit = self.model.decode(self.network, z_BZ.to(device), labels_B.to(device))
+        if not unit.isfinite().all():
+            raise IntegrityError(f"{self.where}: expected images of finite values, got NaN or infinity")
         return unit.clamp(0, 1).mul(255).round().to(torch.uint8).cpu()
 
 
@@ -79,4 +82,4 @@ def load(config_json: bytes, weights: bytes, device: torch.device, where: str) -
         raise IntegrityError(
             f"{where}: the weights do not fit {CONFIG}: {str(error).splitlines()[-1].strip()}"
         ) from None
-    return Sampler(config, model, network.to(device).eval().requires_grad_(False))
+    return Sampler(config, model, network.to(device).eval().requires_grad_(False), where)

@@ -34,7 +34,7 @@ def sampler(family: str, options: dict[str, Any], shape: DataShape) -> Sampler:
         width=shape.width,
         classes=tuple(f"class {index}" for index in range(shape.num_classes)),
     )
-    return Sampler(config, model, model.networks[model.sampler].eval().requires_grad_(False))
+    return Sampler(config, model, model.networks[model.sampler].eval().requires_grad_(False), "here")
 
 
 @pytest.mark.parametrize(("family", "options", "shape"), CASES)
