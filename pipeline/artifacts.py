@@ -87,6 +87,7 @@ class Protocol(Strict):
     num_samples: int
     num_real: int
     seed: int
+    importance_samples: int | None = None  # K of a likelihood's bound; None: not stated, in records of before
 
     @property
     def id(self) -> str:

@@ -22,6 +22,7 @@ WHY = {
     "num_samples": "the bias of a distance depends on the number of samples",
     "num_real": "the bias of a distance depends on the number of real images",
     "seed": "their samples come from other seeds",
+    "importance_samples": "the bound of a likelihood is the tighter the more draws it is of",
 }
 
 

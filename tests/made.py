@@ -28,6 +28,7 @@ PROTOCOL = Protocol(
     num_samples=100,
     num_real=50,
     seed=0,
+    importance_samples=50,
 )
 
 

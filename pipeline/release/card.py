@@ -165,7 +165,7 @@ def _use(name: str, number: int, dataset: Dataset, samples: SampleSet) -> str:
     marked = "its class, its seed" if dataset.classes else "its seed"
     return (
         f"## Use\n\n    atelier sample {name}@{number} --count 64 --out grid.png\n"
-        f"    atelier verify {name}@{number}\n\n"
+        f"    atelier verify {name}@{number}\n    atelier lineage {name}@{number}\n\n"
         "`model.safetensors` with `config.json` are the network for atelier; `model.onnx` makes images in onnxruntime "
         "(`latent` float32, `label` int64 to `image` float32 in [0, 1]).\n\n"
         f"`samples/` holds {samples.count:,} generated images as WebDataset shards, `samples.json` their index: each "

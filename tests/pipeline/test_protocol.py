@@ -13,6 +13,7 @@ OTHERWISE: dict[str, Any] = {name: "another" for name in Protocol.model_fields} 
     "num_samples": 7,
     "num_real": 8,
     "seed": 9,
+    "importance_samples": 10,
 }
 
 

@@ -44,6 +44,7 @@ class Eyes:
             num_samples=spec.num_samples,
             num_real=dataset.splits.get(spec.split, 0),
             seed=spec.seed,
+            importance_samples=spec.importance_samples,
         )
 
 

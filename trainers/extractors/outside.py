@@ -4,13 +4,15 @@
       extractor: {path: inception.pt, sha256: ..., side: 299, channels: 3, values: symmetric}
 
 The file's bytes must be those of the digest that the recipe states. None of them is unpickled: TorchScript is read by
-`torch.jit`, ONNX by onnxruntime from memory (no external data, no custom operators), weights as safetensors or by
-`torch.load(weights_only=True)` into the network that the extractor.json beside them describes. A Frechet distance on
+`torch.jit`, once its code is seen to reach no files, ONNX by onnxruntime from memory (no external data, no custom
+operators), weights as safetensors or by `torch.load(weights_only=True)` into the network that the extractor.json
+beside them describes. A Frechet distance on
 the Inception network's features is the FID of the literature only where its images are prepared the same way.
 """
 
 import hashlib
 import io
+import re
 import zipfile
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -32,6 +34,14 @@ from trainers.extractors.own import RECORD, ExtractorRecord
 BATCH_IMAGES = 64
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 KINDS = ".pt, .pth or .ts (TorchScript, or weights), .onnx, .safetensors (weights)"
+
+MAX_CODE_BYTES = 16 << 20
+NOWHERE = "/dev/null"  # a folder in which nothing lies
+# Names, wherever they stand in the code: spaces and comments between a dot and a name change nothing.
+REACHES_FILES = re.compile(
+    rb"\b(?:save|from_file)\b|\bops\s*\.\s*(?!aten\b|prim\b|prepacked\b|quantized\b)\w+"
+    rb"|\bclasses\s*\.\s*(?!quantized\b)\w+"
+)
 
 Network = Callable[[Tensor], Any]  # prepared images (B, C, H, W) -> features (B, ...), if it is one for this
 
@@ -152,7 +162,28 @@ def _is_torchscript(data: bytes) -> bool:
         return any(name.partition("/")[2].startswith("code/") for name in archive.namelist())
 
 
+def _check_code(data: bytes, path: Path) -> None:
+    """Raise UserError where a TorchScript archive's code could reach files, when it is loaded or when it runs.
+
+    TorchScript is a program: `torch.save` and `torch.from_file` write, and so may operators of other libraries
+    (PyTorch's own SECURITY.md, "Untrusted models").
+    """
+    with zipfile.ZipFile(io.BytesIO(data)) as archive:
+        sources = [info for info in archive.infolist() if info.filename.endswith(".py")]
+        if any(info.filename.endswith("/model.json") for info in archive.infolist()):
+            raise UserError(f"{path}: expected TorchScript of PyTorch 1.4 or later, got an older one; export it again")
+        if sum(info.file_size for info in sources) > MAX_CODE_BYTES:
+            raise UserError(f"{path}: expected {MAX_CODE_BYTES:,} bytes of TorchScript code or less; export it as ONNX")
+        for info in sources:
+            if found := REACHES_FILES.search(archive.read(info)):
+                raise UserError(
+                    f"{path}: expected a network that reaches no files, got TorchScript code that names "
+                    f"{found[0].decode()}; export it as ONNX"
+                )
+
+
 def _torchscript(data: bytes, path: Path) -> tuple[str, Network]:
+    _check_code(data, path)
     module: Any = torch.jit.load(io.BytesIO(data), map_location="cpu")  # type: ignore[no-untyped-call]  # torch's
     module.eval()
 
@@ -169,6 +200,9 @@ def _onnx(data: bytes, path: Path) -> tuple[str, Network]:
         raise UserError(f"{path}: expected onnxruntime to run it with, it is not installed; install it") from None
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = torch.get_num_threads()
+    options.log_severity_level = 4  # what is wrong is raised, in one line; it need not be logged as well
+    # Weights lie in the file itself: a network that names others would read them from the folder that we run in.
+    options.add_session_config_entry("session.model_external_initializers_file_folder_path", NOWHERE)
     session = onnxruntime.InferenceSession(data, options, providers=["CPUExecutionProvider"])
     name = session.get_inputs()[0].name
 
