@@ -37,9 +37,7 @@ def drawn(page: Page) -> "np.ndarray[Any, np.dtype[np.uint8]]":
 
 
 @pytest.mark.parametrize("path", ["index.html", REPORT, "tiny-vae/1.html"])
-def test_a_page_asks_its_own_origin_alone_and_nothing_goes_wrong(
-    served: str, open_page: OpenPage, path: str
-) -> None:
+def test_a_page_asks_its_own_origin_alone_and_nothing_goes_wrong(served: str, open_page: OpenPage, path: str) -> None:
     watched = open_page(f"{served}/{path}")
     if path != "index.html":
         start_sampler(watched.page)
