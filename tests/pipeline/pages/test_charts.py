@@ -4,6 +4,7 @@ import math
 
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 
 from pipeline.artifacts import Figure
 from pipeline.latents import latents
@@ -20,7 +21,7 @@ def test_a_row_places_dots_and_whiskers_on_one_scale() -> None:
     assert row.own.start == charts.MARGIN_PERCENT and row.floor == 100 - charts.MARGIN_PERCENT
     assert row.own.start < row.own.at < row.own.end == row.rival.start < row.rival.at < row.rival.end < row.floor
     assert row.own.at == pytest.approx((row.own.start + row.own.end) / 2)
-    assert row.own.text == "2 (1 to 3)" and row.better == "higher"
+    assert row.own.text == "2 (1 to 3)" and row.better == "higher is better"
 
 
 def test_a_figure_without_an_interval_is_a_dot_in_the_middle() -> None:
@@ -49,14 +50,14 @@ class Linear:
     latent_size = 12
     direction = np.eye(12, dtype=np.float32)[3] * 0.6 + np.eye(12, dtype=np.float32)[7] * 0.8
 
-    def images(self, seeds: range, labels: list[int]) -> np.ndarray:  # type: ignore[type-arg]
+    def images(self, seeds: range, labels: list[int]) -> NDArray[np.uint8]:
         strength = latents(seeds, self.latent_size) @ self.direction
         pixels = 128 + 30 * strength[:, None] * np.ones((1, 16)) + 40 * np.array(labels)[:, None]
         return np.rint(pixels).clip(0, 255).astype(np.uint8).reshape(-1, 4, 4, 1)
 
 
 def test_the_first_direction_is_the_one_that_moves_the_image() -> None:
-    found = drawn.directions(Linear(), 2)  # type: ignore[arg-type] - all that it calls
+    found = drawn.directions(Linear(), 2)  # type: ignore[arg-type]  # it has all that is called
     assert found.shape == (1, 12)  # there is no second one, and a slider that does nothing is none
     assert np.linalg.norm(found, axis=1) == pytest.approx(1)
     assert abs(float(found[0] @ Linear.direction)) > 0.95

@@ -1,5 +1,6 @@
 """The gallery and the reports as files: what they say of a store, and what the server hands out."""
 
+import base64
 import http.client
 import io
 import itertools
@@ -8,6 +9,7 @@ import re
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from urllib.parse import urlsplit
 
 import pytest
@@ -17,10 +19,17 @@ from pipeline import releases
 from pipeline.artifacts import Release, load
 from pipeline.errors import IntegrityError, UserError
 from pipeline.pages import gallery, published, runtime, shown
+from pipeline.pages.gather import Around, gather
 from pipeline.pages.serve import GalleryServer
 from pipeline.release.verify import verify
-from pipeline.store import Store
+from pipeline.store import Store, open_store
 from tests import made_pages, made_releases
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Store:
+    """A folder: one test below looks at a bucket."""
+    return open_store(f"file://{tmp_path}/store")
 
 
 @pytest.fixture
@@ -48,7 +57,13 @@ def get(server: GalleryServer, path: str, **headers: str) -> tuple[int, bytes, d
     return found
 
 
-def test_the_gallery_of_any_store_is_served_from_it(store: Store, without_npm: None) -> None:
+@pytest.mark.parametrize("scheme", ["file", "s3"])
+def test_the_gallery_of_any_store_is_served_from_it(
+    request: pytest.FixtureRequest, store: Store, scheme: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if scheme == "s3":
+        store = open_store(request.getfixturevalue("s3_uri"))
+    monkeypatch.setenv("PATH", "/nowhere")  # from here on: the bucket's server was started by name
     made_pages.fill(store)
     assert gallery.build(store, print) == 3
     with serving(store) as server:
@@ -147,7 +162,7 @@ def test_figures_of_another_protocol_are_not_shown_beside(store: Store, without_
     shelf = gallery.read_shelf(store)
     second = next(one for one in shelf.releases if one.ref == "releases/tiny-gan/2")
     other = second.model_copy(update={"protocol": second.protocol.model_copy(update={"num_samples": 7})})
-    content = gallery.gather(store, other, gallery.around(store, shelf, other))
+    content = gather(store, other, gallery.around(store, shelf, other))
     assert "another protocol (num_samples: 7, not 100)" in content.standing.note
     assert content.standing.rival == "" and all(row.rival is None for row in content.rows)
 
@@ -185,9 +200,9 @@ def test_a_kill_at_any_write_leaves_a_report_that_the_manifest_states(
 
 def test_published_images_stand_in_a_page_with_what_they_say_of_themselves(store: Store) -> None:
     release = made_pages.fill(store)[0]
-    found = gallery.gather(store, release, gallery.Around())
+    found = gather(store, release, Around())
     assert len(found.samples) == made_pages.SAMPLES
-    data = shown.base64.b64decode(found.samples[4].src.partition(",")[2])
+    data = base64.b64decode(found.samples[4].src.partition(",")[2])
     with Image.open(io.BytesIO(data)) as image:
         assert image.info["atelier:release"] == "tiny-gan/1" and image.info["atelier:seed"] == "4"
 
@@ -201,14 +216,14 @@ def test_large_images_are_reduced_to_what_a_page_can_hold() -> None:
     pngs = [pictures.encode_png(rng.integers(0, 256, (512, 512, 3), dtype=np.uint8)) for _ in range(6)]
     urls = shown.fitting(pngs, 20_000, 128)
     assert 0 < len(urls) < 6 and sum(map(len, urls)) < 28_000
-    with Image.open(io.BytesIO(shown.base64.b64decode(urls[0].partition(",")[2]))) as image:
+    with Image.open(io.BytesIO(base64.b64decode(urls[0].partition(",")[2]))) as image:
         assert image.size == (128, 128) and b"trainedAlgorithmicMedia" in image.info["xmp"]
 
 
 def test_a_broken_preview_is_left_out(store: Store, without_npm: None) -> None:
     release = made_pages.fill(store)[0]
     store.put(f"{release.run}/previews/{200:09d}.png", b"no PNG")
-    found = gallery.gather(store, release, gallery.Around())
+    found = gather(store, release, Around())
     assert [frame.caption for frame in found.film] == ["step 100", "step 300"]
 
 
