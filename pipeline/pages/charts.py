@@ -15,31 +15,31 @@ CURVE_WIDTH, CURVE_HEIGHT = 320, 120
 MARGIN_PERCENT = 4.0
 CURVE_POINTS = 240  # of a curve, at most: more than its pixels say nothing
 
-Better = Literal["lower", "higher", "near the real images'", ""]
+Better = Literal["lower is better", "higher is better", "best as of real images", ""]
 
 # The figures in the order that they are read in, in words, and which way is better.
 FIGURES: dict[str, tuple[str, Better]] = {
-    "frechet_distance": ("Fréchet distance", "lower"),
-    "frechet_distance_unbiased": ("Fréchet distance, unbiased", "lower"),
-    "kernel_distance": ("Kernel distance", "lower"),
-    "precision": ("Precision", "higher"),
-    "recall": ("Recall", "higher"),
-    "density": ("Density", "higher"),
-    "coverage": ("Coverage", "higher"),
-    "label_agreement": ("Label agreement", "higher"),
-    "told_apart": ("Told apart from real", "lower"),
-    "class_histogram_distance": ("Class histogram distance", "lower"),
-    "sharpness": ("Sharpness", "near the real images'"),
-    "diversity": ("Diversity", "near the real images'"),
-    "near_copies": ("Near copies", "lower"),
-    "authenticity": ("Authenticity", "higher"),
-    "copying_score": ("Copying score", "near the real images'"),
-    "negative_elbo": ("Negative ELBO", "lower"),
-    "negative_elbo_bits": ("Negative ELBO, bits a dimension", "lower"),
-    "negative_log_likelihood": ("Negative log-likelihood", "lower"),
-    "negative_log_likelihood_bits": ("Negative log-likelihood, bits a dimension", "lower"),
+    "frechet_distance": ("Fréchet distance", "lower is better"),
+    "frechet_distance_unbiased": ("Fréchet distance, unbiased", "lower is better"),
+    "kernel_distance": ("Kernel distance", "lower is better"),
+    "precision": ("Precision", "higher is better"),
+    "recall": ("Recall", "higher is better"),
+    "density": ("Density", "higher is better"),
+    "coverage": ("Coverage", "higher is better"),
+    "label_agreement": ("Label agreement", "higher is better"),
+    "told_apart": ("Told apart from real", "lower is better"),
+    "class_histogram_distance": ("Class histogram distance", "lower is better"),
+    "sharpness": ("Sharpness", "best as of real images"),
+    "diversity": ("Diversity", "best as of real images"),
+    "near_copies": ("Near copies", "lower is better"),
+    "authenticity": ("Authenticity", "higher is better"),
+    "copying_score": ("Copying score", "best as of real images"),
+    "negative_elbo": ("Negative ELBO", "lower is better"),
+    "negative_elbo_bits": ("Negative ELBO, bits a dimension", "lower is better"),
+    "negative_log_likelihood": ("Negative log-likelihood", "lower is better"),
+    "negative_log_likelihood_bits": ("Negative log-likelihood, bits a dimension", "lower is better"),
     "rate": ("Rate", ""),
-    "distortion": ("Distortion", "lower"),
+    "distortion": ("Distortion", "lower is better"),
     "active_units": ("Active units", ""),
 }
 

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 WALK_FRAMES, WALK_ROWS = 12, 6
 DIRECTIONS = 5
 STUDIED_IMAGES = 256  # of which the directions are found
+NOTHING = 1e-6  # of the largest component's size: what is smaller is rounding
 MAX_STUDIED_VALUES = 4096  # of an image; a larger one is thinned out first
 
 
@@ -67,11 +68,10 @@ def directions(sampler: OnnxSampler, num_classes: int) -> "Floats":
     images_BD = images_BD[:, :: max(1, images_BD.shape[1] // MAX_STUDIED_VALUES)]
     for label in range(max(1, num_classes)):
         images_BD[labels_B == label] -= images_BD[labels_B == label].mean(axis=0)
-    wanted = min(DIRECTIONS, sampler.latent_size)
     scores_BB, sizes_B, _ = np.linalg.svd(images_BD, full_matrices=False)
+    wanted = min(DIRECTIONS, sampler.latent_size, int((sizes_B > sizes_B[0] * NOTHING).sum()))
     found_KZ, *_ = np.linalg.lstsq(scores_BB[:, :wanted] * sizes_B[:wanted], z_BZ, rcond=None)
-    lengths_K1 = np.linalg.norm(found_KZ, axis=1, keepdims=True)
-    unit_KZ: Floats = (found_KZ / np.maximum(lengths_K1, 1e-12)).astype(np.float32)
+    unit_KZ: Floats = (found_KZ / np.linalg.norm(found_KZ, axis=1, keepdims=True)).astype(np.float32)
     return unit_KZ
 
 

@@ -6,6 +6,7 @@ Everything but the release's own files may be missing (a run's previews are no p
 out. Files of records are checked against their digests.
 """
 
+import contextlib
 import itertools
 import json
 from collections.abc import Iterator, Sequence
@@ -120,7 +121,8 @@ def _panels(store: Store, release: Release, dataset: Dataset, around: Around) ->
     panels = [_panel(store, release, dataset.classes, "")]
     for other in around.others:
         href = f"{around.pages_at}{quote(other.name)}/{other.number}.html" if around.pages_at else ""
-        panels.append(_panel(store, other, dataset.classes, href))
+        with contextlib.suppress(IntegrityError):  # its own page says so
+            panels.append(_panel(store, other, dataset.classes, href))
     return (*sorted(panels, key=lambda panel: panel.title), *_real_panel(store, dataset))
 
 

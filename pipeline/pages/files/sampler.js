@@ -39,6 +39,7 @@
     ort.env.wasm.numThreads = 1; // more would need a page that is isolated from others by its headers
     ort.env.wasm.wasmPaths = { wasm: new URL("ort-wasm-simd-threaded.wasm", new URL(runtime, location.href)).href };
     session = await ort.InferenceSession.create(new URL(model, location.href).href, { executionProviders: ["wasm"] });
+    await images(new Float32Array(latentSize), everyClass.length ? everyClass : [0]); // the first one is slow
   };
   const images = async (z, labels) => {
     const feed = new Float32Array(z.length * labels.length);
@@ -63,6 +64,13 @@
     canvas.width = width;
     canvas.height = height;
     canvas.getContext("2d").putImageData(pixels, 0, 0);
+  };
+
+  const enlarge = (canvas) => { // the canvas keeps the model's own pixels, what is seen lies over it
+    const view = one("live-view");
+    view.hidden = Math.max(canvas.width, canvas.height) > 64 || document.body.classList.contains("crisp");
+    if (view.hidden) return;
+    window.atelierEnlarge(canvas.getContext("2d").getImageData(0, 0, canvas.width, canvas.height), view, 256);
   };
 
   // --- the controls ---
@@ -109,6 +117,7 @@
     const image = await images(z, everyClass.length ? everyClass : [label]);
     const canvas = one("live-image");
     paint(canvas, image, everyClass.length ? label : 0);
+    enlarge(canvas);
     buttons.forEach((button, index) => {
       paint(button.firstChild, image, index);
       button.setAttribute("aria-pressed", String(index === label));
@@ -117,7 +126,7 @@
     canvas.setAttribute("aria-label", `${classes[label] ?? "image"} made from seed ${seed}`);
     canvas.dataset.milliseconds = milliseconds.toFixed(1);
     canvas.dataset.drawn = `${seed}/${label}/${sliders.map((slider) => slider.value).join(",")}`;
-    say(`${milliseconds < 1 ? "under 1" : milliseconds.toFixed(0)} ms`);
+    say(`made in ${milliseconds < 1 ? "under 1" : milliseconds.toFixed(0)} ms`);
   };
   const centre = () => sliders.forEach((slider) => { slider.value = "0"; });
   const start = async () => {
@@ -142,6 +151,7 @@
   };
 
   one("live-start").addEventListener("click", start);
+  one("pixels")?.addEventListener("change", draw);
   one("live-controls").addEventListener("submit", (event) => event.preventDefault());
   one("live-controls").addEventListener("input", draw);
   one("live-new").addEventListener("click", () => {

@@ -1,4 +1,4 @@
-"""The pages in a real browser: they show, answer to mouse and keyboard, ask no other origin, and have no serious fault."""
+"""The pages in a real browser: they answer to mouse and keyboard, ask no other origin and have no serious fault."""
 
 from pathlib import Path
 from typing import Any
@@ -230,9 +230,7 @@ def test_every_image_has_a_text_and_every_section_is_there(served: str, open_pag
     expect(page.locator("#figures")).to_contain_text("short of more than 0")  # and by how much it fell short
 
 
-def test_the_published_report_stands_alone_as_a_file(
-    served: str, open_page: OpenPage, pages_store: Store, tmp_path: Path
-) -> None:
+def test_the_published_report_stands_alone_as_a_file(open_page: OpenPage, pages_store: Store, tmp_path: Path) -> None:
     file = tmp_path / "report.html"
     file.write_bytes(pages_store.get("releases/tiny-gan/1/report.html"))
     watched = open_page(file.as_uri())
