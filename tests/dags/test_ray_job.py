@@ -102,3 +102,23 @@ def test_housekeeping_stops_this_airflows_orphans_only(running: Running) -> None
     assert foreign is not None and not foreign.finished
     running.jobs.stop(jobs[1].id)
     assert running.ended("shell_job", "alive")[0] == "success"
+
+
+def test_a_pool_keeps_deferred_jobs_from_running_side_by_side(running: Running) -> None:
+    pool = {"name": "one_gpu", "slots": 1, "include_deferred": True, "description": "one"}
+    running.airflow.ask("POST", "/pools", pool)
+    for run_id in ("first", "second"):
+        running.start("pooled_job", run_id, {"command": f"sleep 4; {URI_LINE}"})
+    for run_id in ("first", "second"):
+        assert running.ended("pooled_job", run_id)[0] == "success"
+    tasks = running.airflow.ask("GET", "/dags/pooled_job/dagRuns/~/taskInstances")["task_instances"]
+    earlier, later = sorted((task["start_date"], task["end_date"]) for task in tasks)
+    assert earlier[1] <= later[0]
+
+
+def test_asking_is_rarer_for_a_long_job_and_after_failures() -> None:
+    from dags.ray_job import MAX_POLL_SECONDS, POLL_SECONDS, poll_seconds
+
+    assert poll_seconds(5, 0) == POLL_SECONDS
+    assert poll_seconds(5, 0) < poll_seconds(5, 2) < poll_seconds(500, 2)
+    assert poll_seconds(86_400, 9) == MAX_POLL_SECONDS
