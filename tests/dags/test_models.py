@@ -114,12 +114,21 @@ def test_a_wrong_parameter_is_refused_by_its_schema(running: Running, dataset: s
             running.start("small_models", f"wrong-{next(iter(wrong))}", {"dataset": dataset, **wrong})
 
 
-def test_one_models_failure_spoils_no_other_and_is_told(running: Running, messages: Messages, dataset: str) -> None:
-    missing = f"{dataset}0"
-    running.start("small_models", "lost", {"dataset": missing})
+def test_a_users_mistake_fails_at_once_and_is_told(running: Running, messages: Messages, dataset: str) -> None:
+    running.start("small_models", "lost", {"dataset": f"{dataset}0"})
     state, stages = running.ended("small_models", "lost")
     assert state == "failed"
-    assert stages["vae.train"].try_number == stages["other.train"].try_number == 1  # a user's mistake: no retry
+    assert stages["vae.train"].try_number == stages["other.train"].try_number == 1
     until(lambda: any(told["run_id"] == "lost" and told["event"] == "failed" for told in messages))
     [told] = [told for told in messages if told["run_id"] == "lost" and told["event"] == "failed"]
     assert told["text"] == "small_models failed: run lost"
+
+
+def test_one_models_failure_spoils_no_other(running: Running, dataset: str) -> None:
+    running.start("small_models", "spoiled", {"dataset": dataset, "steps": 2})
+    train = "/dags/small_models/dagRuns/spoiled/taskInstances/model.train/0"
+    until(lambda: (found := running.airflow.ask("GET", train, missing_is_none=True)) and found["state"] == "deferred")
+    running.airflow.ask("PATCH", train, {"new_state": "failed"})
+    until(lambda: running.stages("small_models", "spoiled")["other.sample"].state == "success", PATIENCE_SECONDS)
+    assert running.stages("small_models", "spoiled")["vae.evaluate"].state == "upstream_failed"
+    running.airflow.ask("PATCH", "/dags/small_models/dagRuns/spoiled", {"state": "failed"})

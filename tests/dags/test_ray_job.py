@@ -1,7 +1,9 @@
 """The operator and the trigger under a real scheduler, on a real Ray head."""
 
+import json
 from pathlib import Path
 
+import httpx
 import pytest
 
 from pipeline.errors import UserError
@@ -56,6 +58,22 @@ def test_marking_a_task_failed_stops_its_job(running: Running) -> None:
     until(lambda: "started" in [line["event"] for line in running.airflow.ask("GET", f"{task}/logs/1")["content"]])
     running.airflow.ask("PATCH", task, {"new_state": "failed"})
     until(lambda: (job := running.job_of("killed")) and job.status == "STOPPED")
+
+
+def test_ending_a_task_before_it_is_deferred_stops_its_job(running: Running, monkeypatch: pytest.MonkeyPatch) -> None:
+    from dags.ray_job import RayJobOperator
+
+    assert running.stack.ray is not None
+    where = httpx.URL(running.stack.ray.dashboard)
+    connection = {"conn_type": "http", "schema": where.scheme, "host": where.host, "port": where.port}
+    token = {"password": running.stack.ray.token}
+    monkeypatch.setenv("AIRFLOW_CONN_RAY_DEFAULT", json.dumps(connection | token))
+    sleep = entrypoint_of(["sleep", "100"], 120)
+    job = running.jobs.submit_or_attach("undeferred", sleep, environment={}, metadata={})
+    operator = RayJobOperator(task_id="job", verb="train", recipe_json="{}", options={}, deadline_seconds=120)
+    operator._job_id = job.id
+    operator.on_kill()
+    until(lambda: (found := running.jobs.find(job.id)) and found.status == "STOPPED")
 
 
 def test_a_try_attaches_to_the_job_that_an_earlier_one_left(running: Running, tmp_path: Path) -> None:
