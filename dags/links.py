@@ -24,10 +24,11 @@ def browse_url(uri: str, endpoint: str | None) -> str:
     return f"https://s3.console.aws.amazon.com/s3/buckets/{bucket}?prefix={quote(key + '/')}"
 
 
-def _returned(operator: Any, ti_key: "TaskInstanceKey") -> str:
-    """The URI that a task returned, "" where it has none."""
-    # Airflow's own worker asks, which has the run's database behind `XCom`; the task's instance is known by its key.
-    found = BaseXCom.get_value(ti_key=ti_key, key="return_value")
+def _kept(ti_key: "TaskInstanceKey", key: str) -> str:
+    """What a task's instance left under a key of its XComs; "" where it left nothing."""
+    found = BaseXCom.get_one(
+        key=key, dag_id=ti_key.dag_id, task_id=ti_key.task_id, run_id=ti_key.run_id, map_index=ti_key.map_index
+    )
     return found if isinstance(found, str) else ""
 
 
@@ -38,7 +39,7 @@ class RayJobLink(BaseOperatorLink):
     name: str = "Ray job"
 
     def get_link(self, operator: Any, *, ti_key: "TaskInstanceKey") -> str:
-        return str(BaseXCom.get_value(ti_key=ti_key, key=self.xcom_key) or "")
+        return _kept(ti_key, self.xcom_key)
 
 
 @attrs.define(frozen=True)
@@ -49,7 +50,7 @@ class RecordLink(BaseOperatorLink):
     folder: str = ""
 
     def get_link(self, operator: Any, *, ti_key: "TaskInstanceKey") -> str:
-        uri = _returned(operator, ti_key)
+        uri = _kept(ti_key, BaseXCom.XCOM_RETURN_KEY)
         return browse_url(f"{uri}{self.folder}", Settings.from_environment().s3_endpoint) if uri else ""
 
 

@@ -10,7 +10,7 @@ between makes the event again, which the ingest finds done.
 import asyncio
 import time
 from collections.abc import AsyncIterator
-from typing import Any
+from typing import TYPE_CHECKING, Any, cast
 
 from airflow.sdk import Asset, AssetWatcher
 from airflow.triggers.base import BaseEventTrigger, TriggerEvent
@@ -18,17 +18,20 @@ from airflow.triggers.base import BaseEventTrigger, TriggerEvent
 from pipeline.errors import AtelierError
 from pipeline.recipe import Recipe, WatchSpec, load_recipe
 
+if TYPE_CHECKING:
+    from airflow.sdk.execution_time.context import AssetStateStoreAccessors
+
 WATERMARK = "listing"
 MAX_WAIT_SECONDS = 600.0  # after failures in a row
 
 
 def source_asset(recipe: Recipe) -> Asset:
     """The asset that a recipe's source is, watched as its schedule says."""
-    assert isinstance(recipe.schedule, WatchSpec)
+    schedule = cast(WatchSpec, recipe.schedule)
     trigger = SourceTrigger(
         recipe_json=recipe.to_json(),
-        poll_seconds=recipe.schedule.poll_seconds,
-        settle_seconds=recipe.schedule.settle_seconds,
+        poll_seconds=schedule.poll_seconds,
+        settle_seconds=schedule.settle_seconds,
     )
     name = f"{recipe.name}_source"
     return Asset(name=name, uri=f"atelier://sources/{recipe.name}", watchers=[AssetWatcher(name=name, trigger=trigger)])
@@ -73,8 +76,7 @@ class SourceTrigger(BaseEventTrigger):
 
     async def run(self) -> AsyncIterator[TriggerEvent]:
         """Poll for ever. A source that cannot be listed is asked again, less and less often."""
-        store = self.asset_state_store
-        assert store is not None, "a watcher of an asset has its state store"
+        store = cast("AssetStateStoreAccessors", self.asset_state_store)  # given by the triggerer
         recipe = load_recipe(self.recipe_json)
         name, rest, failures = recipe.name, Rest(self.settle_seconds), 0
         told = await store.aget(WATERMARK)

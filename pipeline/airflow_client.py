@@ -19,10 +19,7 @@ BUSY = {"running", "deferred"}  # a deferred task waits for its Ray job: to a pe
 
 @dataclass(frozen=True)
 class StageView:
-    """One task of a run. `seconds` counts from its start; `note` is the newest line of progress in its job's log.
-
-    `name` is the task's id, but for an instance of the group of models `vae.train` in the place of `model.train`.
-    """
+    """One task of a run. `seconds` counts from its start; `note` is the newest line of progress in its job's log."""
 
     dag_id: str
     run_id: str
@@ -32,7 +29,12 @@ class StageView:
     seconds: float
     note: str = ""
     map_index: int = -1  # -1: not mapped
-    name: str = ""
+    model: str = ""  # of an instance of the group of models
+
+    @property
+    def name(self) -> str:
+        """The task's id, but for an instance of the group of models `vae.train` in the place of `model.train`."""
+        return f"{self.model}.{self.task_id.removeprefix(GROUP)}" if self.model else self.task_id
 
 
 class AirflowClient:
@@ -125,7 +127,7 @@ class AirflowClient:
                 try_number=task["try_number"],
                 seconds=_elapsed(task["start_date"], task["end_date"]),
                 map_index=task["map_index"],
-                name=_name(task, models),
+                model=_model(task, models),
             )
             for task in found
             if task["map_index"] >= 0 or not task["task_id"].startswith(GROUP) or task["state"] is not None
@@ -183,13 +185,12 @@ class AirflowClient:
             raise StackError(f"Airflow at {self.servers.url} did not answer: {reason}; is the stack up?") from None
 
 
-def _name(task: Mapping[str, Any], models: Sequence[str]) -> str:
-    """A task's name to a person."""
-    task_id, index = str(task["task_id"]), int(task["map_index"])
+def _model(task: Mapping[str, Any], models: Sequence[str]) -> str:
+    """The model that a mapped task's instance is for, as it is shown; "" for other tasks."""
+    index = int(task["map_index"])
     if index < 0:
-        return task_id
-    shown = models[index] if index < len(models) else task["rendered_map_index"] or f"model[{index}]"
-    return f"{shown}.{task_id.removeprefix(GROUP)}"
+        return ""
+    return models[index] if index < len(models) else task["rendered_map_index"] or f"model[{index}]"
 
 
 def _user_errors() -> set[str]:

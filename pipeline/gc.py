@@ -9,7 +9,8 @@ Needed is, with all that it refers to:
 
 A run that is needed keeps all its files, its evaluations and its sample sets; a version of a dataset keeps its parents.
 Garbage are the other runs, finished or given up, the other versions, and the shards that no version has any longer.
-Nothing is deleted without `delete`; then a record goes before its bytes, so that what is left of a sweep that was cut short is no record.
+Nothing is deleted without `delete`; then a record goes before its bytes, so that what is left of a sweep that was cut
+short is no record.
 """
 
 import re

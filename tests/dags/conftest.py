@@ -20,6 +20,19 @@ source: {kind: digits}
 dataset: {channels: 1, height: 8, width: 8}
 models:
   vae: {family: vae, steps: 5}
+  other: {family: vae, steps: 4}
+cluster: {launcher: local, engine: torch}
+evaluation: {num_samples: 60}
+release: {num_samples: 10}
+airflow: {notify: alerts, late_after_minutes: 1, owner: vision, tags: [nightly]}
+"""
+WATCHED = """
+name: watched
+source: {kind: folder, path: FOLDER}
+dataset: {channels: 1, height: 8, width: 8}
+models:
+  vae: {family: vae, steps: 5}
+schedule: {watch: source, poll_seconds: 1, settle_seconds: 4}
 """
 BROKEN = SMALL.replace("name: small", "name: broken").replace("height: 8", "hight: 8")
 
@@ -37,14 +50,14 @@ class Running:
         body = {"dag_run_id": run_id, "logical_date": None, "conf": conf}
         self.airflow.ask("POST", f"/dags/{dag_id}/dagRuns", body)
 
-    def ended(self, dag_id: str, run_id: str) -> tuple[str, dict[str, StageView]]:
+    def ended(self, dag_id: str, run_id: str, seconds: float = 90.0) -> tuple[str, dict[str, StageView]]:
         """Wait for a run's end; its state and its tasks."""
-        until(lambda: self.airflow.run_state(dag_id, run_id) in {"success", "failed"})
+        until(lambda: self.airflow.run_state(dag_id, run_id) in {"success", "failed"}, seconds)
         return self.airflow.run_state(dag_id, run_id), self.stages(dag_id, run_id)
 
     def stages(self, dag_id: str, run_id: str) -> dict[str, StageView]:
-        """The tasks of a run by id."""
-        return {stage.task_id: stage for stage in self.airflow.stages(dag_id, run_id)}
+        """The tasks of a run by name."""
+        return {stage.name: stage for stage in self.airflow.stages(dag_id, run_id)}
 
     def job_of(self, run_id: str) -> Job | None:
         """The newest Ray job of a run."""
@@ -60,12 +73,20 @@ def until(condition: Callable[[], object], seconds: float = 90.0) -> None:
         time.sleep(0.2)
 
 
+def watched_folder(recipes: Path) -> Path:
+    """Where the images of the recipe `watched` lie; empty at first."""
+    folder = recipes / "images"
+    folder.mkdir(exist_ok=True)
+    return folder
+
+
 @pytest.fixture(scope="session")
 def recipes(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with a recipe, and one that is broken."""
     folder = tmp_path_factory.mktemp("recipes")
     (folder / "small.yaml").write_text(SMALL)
     (folder / "broken.yaml").write_text(BROKEN)
+    (folder / "watched.yaml").write_text(WATCHED.replace("FOLDER", str(watched_folder(folder))))
     return folder
 
 
@@ -87,7 +108,7 @@ def running(tmp_path_factory: pytest.TempPathFactory, recipes: Path) -> Iterator
                 AirflowClient(started.airflow) as airflow,
                 JobsClient(started.ray.dashboard, started.ray.token) as jobs,
             ):
-                for dag_id in ("shell_job", "small_models", "housekeeping"):
+                for dag_id in ("shell_job", "small_models", "watched_dataset", "housekeeping"):
                     until(lambda dag_id=dag_id: airflow.ask("GET", f"/dags/{dag_id}", missing_is_none=True))  # type: ignore[misc]
                 yield Running(started, airflow, jobs)
         finally:

@@ -1,7 +1,9 @@
 """The operator and the trigger under a real scheduler, on a real Ray head."""
 
+import json
 from pathlib import Path
 
+import httpx
 import pytest
 
 from pipeline.errors import UserError
@@ -58,6 +60,22 @@ def test_marking_a_task_failed_stops_its_job(running: Running) -> None:
     until(lambda: (job := running.job_of("killed")) and job.status == "STOPPED")
 
 
+def test_ending_a_task_before_it_is_deferred_stops_its_job(running: Running, monkeypatch: pytest.MonkeyPatch) -> None:
+    from dags.ray_job import RayJobOperator
+
+    assert running.stack.ray is not None
+    where = httpx.URL(running.stack.ray.dashboard)
+    connection = {"conn_type": "http", "schema": where.scheme, "host": where.host, "port": where.port}
+    token = {"password": running.stack.ray.token}
+    monkeypatch.setenv("AIRFLOW_CONN_RAY_DEFAULT", json.dumps(connection | token))
+    sleep = entrypoint_of(["sleep", "100"], 120)
+    job = running.jobs.submit_or_attach("undeferred", sleep, environment={}, metadata={})
+    operator = RayJobOperator(task_id="job", verb="train", recipe_json="{}", options={}, deadline_seconds=120)
+    operator._job_id = job.id
+    operator.on_kill()
+    until(lambda: (found := running.jobs.find(job.id)) and found.status == "STOPPED")
+
+
 def test_a_try_attaches_to_the_job_that_an_earlier_one_left(running: Running, tmp_path: Path) -> None:
     from dags.ray_job import base_id_of
 
@@ -102,3 +120,23 @@ def test_housekeeping_stops_this_airflows_orphans_only(running: Running) -> None
     assert foreign is not None and not foreign.finished
     running.jobs.stop(jobs[1].id)
     assert running.ended("shell_job", "alive")[0] == "success"
+
+
+def test_a_pool_keeps_deferred_jobs_from_running_side_by_side(running: Running) -> None:
+    pool = {"name": "one_gpu", "slots": 1, "include_deferred": True, "description": "one"}
+    running.airflow.ask("POST", "/pools", pool)
+    for run_id in ("first", "second"):
+        running.start("pooled_job", run_id, {"command": f"sleep 4; {URI_LINE}"})
+    for run_id in ("first", "second"):
+        assert running.ended("pooled_job", run_id)[0] == "success"
+    tasks = running.airflow.ask("GET", "/dags/pooled_job/dagRuns/~/taskInstances")["task_instances"]
+    earlier, later = sorted((task["start_date"], task["end_date"]) for task in tasks)
+    assert earlier[1] <= later[0]
+
+
+def test_asking_is_rarer_for_a_long_job_and_after_failures() -> None:
+    from dags.ray_job import MAX_POLL_SECONDS, POLL_SECONDS, poll_seconds
+
+    assert poll_seconds(5, 0) == POLL_SECONDS
+    assert poll_seconds(5, 0) < poll_seconds(5, 2) < poll_seconds(500, 2)
+    assert poll_seconds(86_400, 9) == MAX_POLL_SECONDS

@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -17,7 +18,15 @@ logging.disable()
 from airflow.dag_processing.dagbag import DagBag
 bag = DagBag(sys.argv[1])
 dags = {
-    dag.dag_id: {"schedule": str(dag.schedule), "tasks": {t.task_id: sorted(t.upstream_task_ids) for t in dag.tasks}}
+    dag.dag_id: {
+        "schedule": str(dag.schedule),
+        "tasks": {t.task_id: sorted(t.upstream_task_ids) for t in dag.tasks},
+        "owners": sorted({t.owner for t in dag.tasks}),
+        "pools": {t.task_id: [t.pool, t.pool_slots] for t in dag.tasks},
+        "tags": sorted(dag.tags),
+        "params": {name: dag.params.get_param(name).schema for name in dag.params},
+        "doc": dag.doc_md,
+    }
     for dag in bag.dags.values()
 }
 heavy = sorted({"torch", "ray", "boto3", "numpy", "trainers"} & set(sys.modules))
@@ -44,23 +53,52 @@ def test_parsing_imports_no_torch_ray_boto3_or_numpy(parsed: Any) -> None:
 
 def test_every_recipe_has_its_two_dags(parsed: Any) -> None:
     shipped = {file.stem for file in (REPOSITORY / "pipeline/recipes").glob("*.yaml")}
-    expected = {f"{name}_{part}" for name in {*shipped, "small"} for part in ("dataset", "models")}
+    expected = {f"{name}_{part}" for name in {*shipped, "small", "watched"} for part in ("dataset", "models")}
     assert set(parsed["dags"]) == {*expected, "housekeeping"}
 
 
 def test_each_model_is_trained_measured_and_published_by_itself(parsed: Any) -> None:
     assert parsed["dags"]["small_dataset"]["tasks"] == {"ingest": []}
-    tasks = parsed["dags"]["digits_models"]["tasks"]
-    for model in ("vae", "gan"):
-        upstream = {task.split(".")[1]: tasks[task] for task in tasks if task.startswith(f"{model}.")}
-        before_publish = [f"{model}.evaluate", f"{model}.sample", f"{model}.train"]
-        assert upstream == {
-            "train": ["dataset"],
-            "evaluate": [f"{model}.train"],
-            "sample": [f"{model}.train"],
-            "publish": before_publish,
-            "promote": [f"{model}.publish"],
-        }
+    assert parsed["dags"]["digits_models"]["tasks"] == {
+        "dataset": [],
+        "chosen": [],
+        "model.train": ["chosen", "dataset"],
+        "model.evaluate": ["chosen", "model.train"],
+        "model.sample": ["chosen", "model.train"],
+        "model.publish": ["chosen", "model.evaluate", "model.sample", "model.train"],
+        "model.promote": ["chosen", "model.publish"],
+    }
+
+
+def test_owner_tags_and_docs_are_the_recipes(parsed: Any) -> None:
+    dag = parsed["dags"]["small_models"]
+    assert dag["owners"] == ["vision"]
+    assert dag["tags"] == ["atelier", "nightly", "small"]
+    assert "| `other` | vae | 4 of 64 images | `small-other` |" in dag["doc"]
+
+
+def test_a_watched_source_schedules_the_ingest(parsed: Any) -> None:
+    assert "watched_source" in parsed["dags"]["watched_dataset"]["schedule"]
+
+
+def test_a_pool_is_taken_a_slot_for_each_worker_by_training_only(tmp_path: Path) -> None:
+    text = SMALL.replace("airflow: {", "airflow: {pool: gpus, ").replace(
+        "cluster: {launcher: local", "cluster: {workers: 3"
+    )
+    (tmp_path / "small.yaml").write_text(text)
+    dag = parse(tmp_path / "airflow", tmp_path)["dags"]["small_models"]
+    assert dag["pools"]["model.train"] == ["gpus", 3]
+    assert dag["pools"]["model.evaluate"] == ["gpus", 1]
+    assert dag["pools"]["model.publish"] == ["default_pool", 1]
+    assert dag["params"]["workers"]["maximum"] == 3
+
+
+def test_the_newest_of_several_events_is_trained_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("AIRFLOW_HOME", str(tmp_path))
+    from dags.recipes import dataset
+
+    events = [SimpleNamespace(timestamp=at, extra={"uri": f"s3://b/datasets/x/{at}"}) for at in (2, 3, 1)]
+    assert dataset.function({"dataset": None}, {"asset": events}) == "s3://b/datasets/x/3"
 
 
 def test_a_broken_recipe_is_an_import_error_with_its_line_and_spoils_no_other(parsed: Any) -> None:
@@ -74,8 +112,8 @@ def test_a_broken_recipe_is_an_import_error_with_its_line_and_spoils_no_other(pa
     ("name", "text", "words"),
     [
         ("twin", SMALL, "twin.yaml: expected a name that no other recipe has, got 'small'"),
-        ("cron", SMALL + "schedule: every day\n", "cron.yaml:7: expected cron such as"),
-        ("model", SMALL.replace("vae: {", "dataset: {"), "model.yaml:6: expected another name, 'dataset' is a task's"),
+        ("cron", SMALL + "schedule: every day\n", "cron.yaml:12: expected cron such as"),
+        ("watch", SMALL + "schedule: {watch: sauce}\n", "watch.yaml:12: schedule"),
     ],
 )
 def test_what_airflow_cannot_take_is_refused_by_recipe(tmp_path: Path, name: str, text: str, words: str) -> None:

@@ -91,7 +91,8 @@ def test_what_came_to_be_needed_between_the_two_looks_is_left(
 ) -> None:
     run, evaluation, samples = parents(store, "b")
     age(tmp_path)
-    look, looks = gc.find_garbage, []
+    look = gc.find_garbage
+    looks: list[int] = []
 
     def meanwhile(*arguments: object) -> list[gc.Garbage]:
         if looks:

@@ -1,6 +1,7 @@
-"""A DAG for tests: one Ray job whose shell command comes with the run."""
+"""DAGs for tests: one Ray job whose shell command comes with the run."""
 
 from datetime import timedelta
+from typing import Any
 
 from airflow.sdk import DAG, Asset, Context
 
@@ -14,14 +15,19 @@ class ShellJob(RayJobOperator):
         return ["bash", "-c", self.options["command"]]
 
 
-with DAG("shell_job", schedule=None, max_active_runs=4):
+def shell_job(**options: Any) -> None:
     ShellJob(
         task_id="job",
         verb="shell",
         recipe_json="{}",
         options={"command": "{{ dag_run.conf['command'] }}"},
         deadline_seconds=120,
-        retries=1,
-        retry_delay=timedelta(seconds=1),
-        outlets=[Asset(name="shell", uri="memory://shell")],
+        **options,
     )
+
+
+with DAG("shell_job", schedule=None, max_active_runs=4):
+    shell_job(retries=1, retry_delay=timedelta(seconds=1), outlets=[Asset(name="shell", uri="memory://shell")])
+
+with DAG("pooled_job", schedule=None, max_active_runs=4):
+    shell_job(pool="one_gpu")
