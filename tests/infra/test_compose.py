@@ -13,8 +13,8 @@ from typing import Any
 
 import pytest
 
-from tests.infra.tools import INFRA, output_of, tool
 from tests.infra.test_images import IMAGES
+from tests.infra.tools import INFRA, output_of, tool
 
 AIRFLOW = ("airflow-api", "airflow-scheduler", "airflow-triggerer", "airflow-dag-processor")
 ONCE = ("airflow-init", "store-init")
