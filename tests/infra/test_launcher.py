@@ -54,6 +54,7 @@ def test_ec2_knows_the_parameters_of_a_machine(written: dict[str, Any], kind: st
     """As boto3 checks a call before it sends it."""
     machine = written["available_node_types"][kind]["node_config"]
     shape = botocore.session.get_session().get_service_model("ec2").operation_model("RunInstances").input_shape
+    assert shape is not None
     report = ParamValidator().validate({**machine, "MinCount": 1, "MaxCount": 1}, shape)
     assert not report.has_errors(), report.generate_report()
     wrong = ParamValidator().validate({**machine, "InstanceTyp": "m7i.large", "MinCount": 1, "MaxCount": 1}, shape)

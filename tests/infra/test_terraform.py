@@ -23,16 +23,16 @@ def module(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("terraform") / "module"
     shutil.copytree(MODULE, folder, ignore=shutil.ignore_patterns(".terraform*"))
     mirror = [f"-plugin-dir={MIRRORS[0].parents[2]}"] if MIRRORS else []
-    output_of(terraform(), "init", "-backend=false", "-input=false", *mirror, cwd=folder, **QUIET)
+    output_of(terraform(), "init", "-backend=false", "-input=false", *mirror, cwd=folder, env=QUIET)
     return folder
 
 
 def test_it_is_formatted() -> None:
-    output_of(terraform(), "fmt", "-check", "-diff", "-recursive", cwd=MODULE, **QUIET)
+    output_of(terraform(), "fmt", "-check", "-diff", "-recursive", cwd=MODULE, env=QUIET)
 
 
 def test_it_is_valid(module: Path) -> None:
-    assert "The configuration is valid" in output_of(terraform(), "validate", "-no-color", cwd=module, **QUIET)
+    assert "The configuration is valid" in output_of(terraform(), "validate", "-no-color", cwd=module, env=QUIET)
 
 
 def test_an_argument_that_aws_does_not_know_is_refused(module: Path, tmp_path: Path) -> None:
@@ -49,7 +49,7 @@ def test_an_argument_that_aws_does_not_know_is_refused(module: Path, tmp_path: P
 
 def test_its_plans_are_as_meant(module: Path) -> None:
     """tests/plan.tftest.hcl: rights, taints, the store's locks."""
-    assert ", 0 failed" in output_of(terraform(), "test", "-no-color", cwd=module, **QUIET)
+    assert ", 0 failed" in output_of(terraform(), "test", "-no-color", cwd=module, env=QUIET)
 
 
 def test_the_cluster_of_ray_tolerates_the_machines_taints() -> None:

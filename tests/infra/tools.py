@@ -4,6 +4,7 @@ import os
 import shutil
 import subprocess
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
@@ -19,10 +20,10 @@ def tool(name: str) -> str:
     return str(path)
 
 
-def output_of(*command: str | Path, cwd: Path = ROOT, **variables: str) -> str:
-    """What a command prints; it must succeed. `variables` are added to a small environment, not to this process's."""
-    environment = {"PATH": f"{Path(sys.executable).parent}:/usr/local/bin:/usr/bin:/bin", "HOME": str(cwd), **variables}
-    done = subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True, check=False)
+def output_of(*command: str | Path, cwd: Path = ROOT, env: Mapping[str, str] | None = None) -> str:
+    """What a command prints; it must succeed. `env` is added to a small environment, not to this process's."""
+    small = {"PATH": f"{Path(sys.executable).parent}:/usr/local/bin:/usr/bin:/bin", "HOME": str(cwd)}
+    done = subprocess.run(command, cwd=cwd, env={**small, **(env or {})}, capture_output=True, text=True, check=False)
     assert done.returncode == 0, f"{command}: {done.stdout}{done.stderr}"
     return done.stdout
 
