@@ -208,11 +208,6 @@ def test_the_charts_values_name_what_there_is() -> None:
     assert (
         values["securityContexts"]["pod"] == PODS["raycluster.yaml:RayCluster/atelier:head"]["spec"]["securityContext"]
     )
-    for block in ("extraEnvFrom",):
-        check_env_from(yaml.safe_load(values[block]))
-
-
-def check_env_from(sources: list[dict[str, Any]]) -> None:
-    """`envFrom` of a container, by Kubernetes' schema."""
-    pod = {"containers": [{"name": "one", "envFrom": sources}]}
+    container = {"name": "one", "env": values["env"], "envFrom": yaml.safe_load(values["extraEnvFrom"])}
+    pod = {"containers": [{**container, "volumeMounts": values["volumeMounts"]}], "volumes": values["volumes"]}
     check({"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "pod"}, "spec": pod})
