@@ -31,8 +31,17 @@ def secrets(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def project(secrets: Path) -> dict[str, Any]:
     """The file as Docker Compose resolves it, all profiles on."""
-    command = [tool("docker-compose"), "-f", INFRA / "compose.yaml", "--profile", "gpu", "config", "--format", "json"]
-    resolved: dict[str, Any] = json.loads(output_of(*command, cwd=INFRA, SECRETS=str(secrets)))
+    command = [
+        tool("docker-compose"),
+        "-f",
+        str(INFRA / "compose.yaml"),
+        "--profile",
+        "gpu",
+        "config",
+        "--format",
+        "json",
+    ]
+    resolved: dict[str, Any] = json.loads(output_of(*command, cwd=INFRA, env={"SECRETS": str(secrets)}))
     return resolved
 
 
@@ -52,7 +61,7 @@ def test_docker_compose_refuses_a_misspelt_key(tmp_path: Path) -> None:
     """The check above can fail."""
     text = (INFRA / "compose.yaml").read_text().replace("    healthcheck:\n", "    helthcheck:\n", 1)
     (tmp_path / "compose.yaml").write_text(text)
-    command = [tool("docker-compose"), "-f", tmp_path / "compose.yaml", "config", "--quiet"]
+    command = [tool("docker-compose"), "-f", str(tmp_path / "compose.yaml"), "config", "--quiet"]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode != 0
     assert "helthcheck" in done.stderr
@@ -135,7 +144,7 @@ print(json.dumps({"values": [conf.get(*name) for name in names],
         k: v.replace("/run/secrets", str(secrets)) for k, v in environment.items() if k.startswith("AIRFLOW__")
     }
     del variables["AIRFLOW__CORE__AUTH_MANAGER"]  # of the extra `airflow-server`, which the tests do without
-    printed = output_of(sys.executable, "-c", script, cwd=tmp_path, AIRFLOW_HOME=str(tmp_path), **variables)
+    printed = output_of(sys.executable, "-c", script, cwd=tmp_path, env={"AIRFLOW_HOME": str(tmp_path), **variables})
     read = json.loads(printed.splitlines()[-1])
     files = ("airflow-fernet-key", "airflow-database", "airflow-secret-key", "airflow-jwt-secret")
     assert read["values"] == [(secrets / name).read_text() for name in files]
@@ -217,7 +226,7 @@ def test_the_store_starts_as_written_and_takes_our_user_alone(
     write = "from pipeline.store import open_store; s = open_store('s3://atelier'); s.put('a', b'1'); print(s.get('a'))"
     variables = {"AWS_ENDPOINT_URL_S3": weed.endpoint, "AWS_REGION": "us-east-1"}
     ours = {"AWS_SHARED_CREDENTIALS_FILE": str(secrets / "aws-credentials"), **variables}
-    assert output_of(sys.executable, "-c", write, **ours).strip() == "b'1'"
+    assert output_of(sys.executable, "-c", write, env=ours).strip() == "b'1'"
     (tmp_path / "wrong").write_text("[default]\naws_access_key_id = A\naws_secret_access_key = b\n")
     with pytest.raises(AssertionError, match="the store does not know the access key"):
-        output_of(sys.executable, "-c", write, **{**ours, "AWS_SHARED_CREDENTIALS_FILE": str(tmp_path / "wrong")})
+        output_of(sys.executable, "-c", write, env={**ours, "AWS_SHARED_CREDENTIALS_FILE": str(tmp_path / "wrong")})

@@ -1,4 +1,4 @@
-"""The Dockerfile, by hadolint; what it would install and copy, by pip's own names and by this tree. No image is built."""
+"""The Dockerfile, by hadolint; what it would install and copy, by pip's names and this tree. No image is built."""
 
 import re
 import subprocess

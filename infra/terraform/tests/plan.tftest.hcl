@@ -1,0 +1,114 @@
+# What a plan would make, computed with AWS's schema and without AWS: `terraform test`.
+mock_provider "aws" {}
+
+variables {
+  bucket     = "atelier-example"
+  vpc_id     = "vpc-0"
+  subnet_ids = ["subnet-a", "subnet-b"]
+}
+
+run "store" {
+  command = plan
+
+  assert {
+    condition = alltrue([
+      aws_s3_bucket_public_access_block.store.block_public_acls,
+      aws_s3_bucket_public_access_block.store.block_public_policy,
+      aws_s3_bucket_public_access_block.store.ignore_public_acls,
+      aws_s3_bucket_public_access_block.store.restrict_public_buckets,
+    ])
+    error_message = "The store must not be public."
+  }
+  assert {
+    condition     = strcontains(aws_s3_bucket_policy.store.policy, "aws:SecureTransport")
+    error_message = "The store must refuse what does not come by TLS."
+  }
+  assert {
+    condition     = length(aws_vpc_endpoint.store) == 0
+    error_message = "Without route tables there is no endpoint."
+  }
+}
+
+run "rights" {
+  command = plan
+
+  assert {
+    condition     = !strcontains(aws_iam_role_policy.store["airflow"].policy, "Delete")
+    error_message = "Airflow must not remove objects."
+  }
+  assert {
+    condition     = strcontains(aws_iam_role_policy.store["ray"].policy, "s3:DeleteObject")
+    error_message = "Ray removes checkpoints that newer ones replace."
+  }
+  assert {
+    condition = alltrue([
+      for policy in aws_iam_role_policy.store : alltrue([
+        for statement in jsondecode(policy.policy).Statement :
+        !contains(statement.Action, "s3:*") && !contains(statement.Resource, "*")
+      ])
+    ])
+    error_message = "No role may do everything, or anything everywhere."
+  }
+  assert {
+    condition     = length(aws_eks_pod_identity_association.pod) == 3
+    error_message = "Each of the three service accounts has a role."
+  }
+}
+
+run "sources_are_read_only" {
+  command = plan
+  variables {
+    source_buckets = ["raw-images"]
+  }
+  assert {
+    condition = alltrue([
+      for policy in aws_iam_role_policy.store : alltrue([
+        for statement in jsondecode(policy.policy).Statement :
+        !contains(statement.Resource, "arn:aws:s3:::raw-images/*") || toset(statement.Action) == toset(["s3:GetObject", "s3:ListBucket"])
+      ])
+    ])
+    error_message = "A source's bucket is only read."
+  }
+}
+
+run "gpus_on_spot" {
+  command = plan
+
+  assert {
+    condition     = toset([for taint in aws_eks_node_group.gpu.taint : taint.key]) == toset(["nvidia.com/gpu", "atelier/spot"])
+    error_message = "Spot machines of GPUs carry both taints."
+  }
+  assert {
+    condition     = aws_eks_node_group.gpu.subnet_ids == toset(["subnet-a"])
+    error_message = "GPU machines stand in one zone."
+  }
+  assert {
+    condition     = aws_eks_node_group.gpu.scaling_config[0].min_size == 0
+    error_message = "Idle machines with GPUs are not kept."
+  }
+}
+
+run "gpus_on_demand" {
+  command = plan
+  variables {
+    gpu_capacity_type = "ON_DEMAND"
+    gpu_subnet_id     = "subnet-b"
+    route_table_ids   = ["rtb-0"]
+  }
+  assert {
+    condition     = [for taint in aws_eks_node_group.gpu.taint : taint.key] == ["nvidia.com/gpu"]
+    error_message = "Machines on demand carry no taint of spot."
+  }
+  assert {
+    condition     = length(aws_vpc_endpoint.store) == 1
+    error_message = "With route tables the store has an endpoint."
+  }
+}
+
+run "one_subnet_is_refused" {
+  command = plan
+  variables {
+    subnet_ids = ["subnet-a"]
+  }
+  expect_failures = [var.subnet_ids]
+}
