@@ -15,6 +15,7 @@ from pipeline.errors import RecordError, UserError
 from pipeline.latents import latents
 from pipeline.pages.shown import Picture, png_url
 from pipeline.release import provenance
+from pipeline.release.contents import Contents
 from pipeline.release.runtime import OnnxSampler
 from pipeline.store import Store
 
@@ -44,7 +45,8 @@ class Drawn:
 def draw(store: Store, release: Release, classes: Sequence[str]) -> Drawn:
     """Draw with the release's sampler. Raises IntegrityError where its file is not what the manifest states."""
     try:
-        sampler = OnnxSampler(store, release)
+        where = f"{store.uri}/{release.ref}"
+        sampler = OnnxSampler(where, Contents(store, release, None).read)
     except (RecordError, UserError) as error:
         return Drawn(why_not=str(error).removeprefix(f"{store.uri}/{release.ref}: "))
     return Drawn(

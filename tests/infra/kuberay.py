@@ -1,8 +1,8 @@
 """KubeRay's custom resources as JSON schemas, written by hand: no registry that the tests reach has its CRDs.
 
-Source: the operator's Go types (ray-operator/apis/ray/v1; a cluster's as they are after 1.7, so that a field may be newer
-than your operator; a job's as of 1.4). A field that these types do not have is refused, as the API server refuses it. Pod
-templates, most of a CRD, are checked by Kubernetes' own schema (`kubernetes-validate`).
+Source: the operator's Go types (ray-operator/apis/ray/v1), a cluster's as they are after 1.7, so that a field may be
+newer than your operator, and a job's of an earlier version. A field that they lack is refused, as the API server does.
+Pod templates, most of a CRD, are checked by Kubernetes' own schema (`kubernetes-validate`).
 """
 
 from typing import Any

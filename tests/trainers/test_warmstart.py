@@ -12,7 +12,7 @@ from pipeline.settings import Settings
 from tests.made import PROTOCOL
 from tests.made_releases import FIGURES
 from tests.trainers.conftest import SMALL, Digits, node_cache
-from trainers import checkpoints, launch, sample, warmstart
+from trainers import checkpoints, launch, sampleset, warmstart
 from trainers.engine import TorchEngine
 from trainers.families import Batch, Noise
 from trainers.state import State
@@ -41,7 +41,7 @@ def crowned(digits: Digits, of: Recipe, run: Run, model: str = "vae") -> Release
             extractor_note="A note.", figures=dict(FIGURES),
         ),
     )  # fmt: skip
-    samples = sample.sample_run(digits.store, run, 30, 0)
+    samples = sampleset.sample_run(digits.store, run, 30, 0)
     release = releases.publish(digits.store, of, model, run.ref, evaluation.ref, samples.ref)
     releases.promote(digits.store, release.name, release.number, "champion", who="test", why="test")
     return release
