@@ -71,8 +71,9 @@ def open_page(browser: Browser) -> Iterator[OpenPage]:
     contexts = []
 
     def opening(url: str, dark: bool = False, width: int = 1280, height: int = 900) -> Watched:
-        scheme = "dark" if dark else "light"
-        context = browser.new_context(color_scheme=scheme, viewport={"width": width, "height": height})
+        context = browser.new_context(
+            color_scheme="dark" if dark else "light", viewport={"width": width, "height": height}
+        )
         contexts.append(context)
         watched = Watched(context.new_page())
         watched.page.on("request", lambda request: watched.requests.append(request.url))
