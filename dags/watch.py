@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, cast
 from airflow.sdk import Asset, AssetWatcher
 from airflow.triggers.base import BaseEventTrigger, TriggerEvent
 
-from pipeline.errors import AtelierError
+from pipeline.errors import AtelierError, SourceError
 from pipeline.recipe import Recipe, WatchSpec, load_recipe
 
 if TYPE_CHECKING:
@@ -74,25 +74,33 @@ class SourceTrigger(BaseEventTrigger):
         }
         return f"{__name__}.SourceTrigger", arguments
 
+    def _say_once(self, line: str, said: str) -> str:
+        if line != said:
+            self.log.warning("%s (looking again)", line)
+        return line
+
     async def run(self) -> AsyncIterator[TriggerEvent]:
-        """Poll for ever. A source that cannot be listed is asked again, less and less often."""
+        """Poll for ever. A store that does not answer is asked again, less and less often."""
         store = cast("AssetStateStoreAccessors", self.asset_state_store)  # given by the triggerer
         recipe = load_recipe(self.recipe_json)
         name, rest, failures = recipe.name, Rest(self.settle_seconds), 0
-        told = await store.aget(WATERMARK)
+        saved = told = await store.aget(WATERMARK)
+        said = ""
         while True:
             try:
                 listing = await asyncio.to_thread(listing_of, recipe)
-                failures = 0
-            except AtelierError as error:  # an empty folder, a store that is away
-                failures += 1
-                self.log.warning("%s: %s (looking again)", name, error)
+                failures, said = 0, ""
+            except SourceError as error:  # empty still: that is looked at as often as any state
+                failures, said = 0, self._say_once(f"{name}: {error}", said)
+            except AtelierError as error:  # a store that is away
+                failures, said = failures + 1, self._say_once(f"{name}: {error}", said)
             else:
                 if listing != told and rest.has(listing, time.monotonic()):
                     yield TriggerEvent({"listing": listing})  # type: ignore[no-untyped-call]
                     told = listing
-                elif listing == told and listing != await store.aget(WATERMARK):
+                elif listing == told != saved:
                     await store.aset(WATERMARK, listing)
+                    saved = listing
             await asyncio.sleep(
                 min(self.poll_seconds * 2 ** min(failures, 10), max(MAX_WAIT_SECONDS, self.poll_seconds))
             )

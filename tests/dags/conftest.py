@@ -2,7 +2,7 @@
 
 import json
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -55,9 +55,9 @@ class Running:
         until(lambda: self.airflow.run_state(dag_id, run_id) in {"success", "failed"}, seconds)
         return self.airflow.run_state(dag_id, run_id), self.stages(dag_id, run_id)
 
-    def stages(self, dag_id: str, run_id: str) -> dict[str, StageView]:
-        """The tasks of a run by name."""
-        return {stage.name: stage for stage in self.airflow.stages(dag_id, run_id)}
+    def stages(self, dag_id: str, run_id: str, models: Sequence[str] = ()) -> dict[str, StageView]:
+        """The tasks of a run by name; Airflow itself knows an instance's model only once it has begun."""
+        return {stage.name: stage for stage in self.airflow.stages(dag_id, run_id, models)}
 
     def job_of(self, run_id: str) -> Job | None:
         """The newest Ray job of a run."""

@@ -2,6 +2,8 @@
 
 import json
 import os
+import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -103,3 +105,20 @@ def test_what_came_to_be_needed_between_the_two_looks_is_left(
     monkeypatch.setattr(gc, "find_garbage", meanwhile)
     assert gc.collect(store, 30, delete=True) == []
     assert find(store, "releases/tiny-vae/1", Release) is not None
+
+
+def test_the_command_shows_what_it_would_delete_and_deletes_when_told(store: Store, tmp_path: Path) -> None:
+    parents(store, "b")
+    age(tmp_path)
+
+    def run(*words: str) -> dict[str, object]:
+        command = [sys.executable, "-m", "pipeline.cli", "gc", "--store", store.uri, "--json", *words]
+        result = subprocess.run(command, capture_output=True, text=True, check=True)
+        found: dict[str, object] = json.loads(result.stdout)
+        return found
+
+    shown = run()
+    assert shown["deleted"] is False and shown["folders"]
+    assert run("--needed", f"{store.uri}/runs/{'b' * 16}")["garbage"] == []
+    assert run("--delete")["garbage"] == shown["garbage"]
+    assert run()["garbage"] == []
