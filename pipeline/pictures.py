@@ -3,6 +3,7 @@
 Pixels are uint8 (height, width, channels) with 1 or 3 channels everywhere.
 """
 
+import functools
 import io
 import struct
 import zlib
@@ -93,17 +94,19 @@ def chunk(kind: bytes, data: bytes) -> bytes:
 
 
 def _text_chunks(text: Mapping[str, str]) -> list[bytes]:
+    return [_text_chunk(keyword, value) for keyword, value in text.items()]
+
+
+@functools.lru_cache(maxsize=256)  # of a set's pictures all but the seed say the same
+def _text_chunk(keyword: str, value: str) -> bytes:
     """tEXt where Latin-1 can say it, iTXt (UTF-8, uncompressed) where not."""
-    chunks = []
-    for keyword, value in text.items():
-        name = keyword.encode("latin-1")
-        if not 1 <= len(name) <= 79 or "\0" in keyword + value:
-            raise ValueError(f"expected a PNG keyword of 1 to 79 characters and text without NUL, got {keyword!r}")
-        try:
-            chunks.append(chunk(b"tEXt", name + b"\0" + value.encode("latin-1")))
-        except UnicodeEncodeError:
-            chunks.append(chunk(b"iTXt", name + b"\0\0\0\0\0" + value.encode()))
-    return chunks
+    name = keyword.encode("latin-1")
+    if not 1 <= len(name) <= 79 or "\0" in keyword + value:
+        raise ValueError(f"expected a PNG keyword of 1 to 79 characters and text without NUL, got {keyword!r}")
+    try:
+        return chunk(b"tEXt", name + b"\0" + value.encode("latin-1"))
+    except UnicodeEncodeError:
+        return chunk(b"iTXt", name + b"\0\0\0\0\0" + value.encode())
 
 
 def add_text(png: bytes, text: Mapping[str, str]) -> bytes:

@@ -68,8 +68,8 @@ def sample_run(
 ) -> SampleSet:
     """Write a run's sample set, or return it where it is done. Raises IntegrityError.
 
-    Shard by shard, so that memory does not grow with the set. The first is made here, which says how long the others
-    take, and whether Ray pays.
+    Shard by shard, so that memory does not grow with the set. The images of the grid are made first, which says how
+    long the set takes, and whether Ray pays.
     """
     wanted = ids.samples_id(run.ref, count, seed)
     if done := find(store, f"samples/{wanted}", SampleSet):
@@ -79,13 +79,13 @@ def sample_run(
     sampler = sample.opened_here(order.store, order.run, order.threads)
     onnx = _put(store, order, onnx_export.MODEL, onnx_export.to_onnx(sampler, f"{store.uri}/{run.ref}"))
     began = time.perf_counter()
-    images, classes, first = _write(sampler, store, parts[0])
-    work_seconds = (time.perf_counter() - began) * (len(parts) - 1)
-    picture = sample.grid_png(sampler, images[:GRID_IMAGES], classes[:GRID_IMAGES], run.ref)
-    grid = _put(store, order, "grid.png", picture)
+    shown = range(min(count, GRID_IMAGES))
+    images, classes = _made(sampler, seed, shown)
+    work_seconds = (time.perf_counter() - began) * count / len(shown)
+    grid = _put(store, order, "grid.png", sample.grid_png(sampler, images, classes, run.ref))
     threads = max(1, len(os.sched_getaffinity(0)) // order.threads)
     with pool(cluster, work_seconds, threads, settings or Settings.from_environment(), say) as spread:
-        made = dict(spread(write_part, parts[1:]))
+        made = dict(spread(write_part, parts))
     record = SampleSet(
         code_version=__version__,
         id=wanted,
@@ -93,7 +93,7 @@ def sample_run(
         count=count,
         seed=seed,
         made_with=sample.made_with(),
-        files=(onnx, grid, first, *(made[part.rows] for part in parts[1:])),
+        files=(onnx, grid, *(made[part.rows] for part in parts)),
     )
     return commit(store, record)
 
@@ -102,17 +102,17 @@ def write_part(part: Part) -> tuple[range, FileEntry]:
     """Make one shard and write it to the store; says which it is and what was written."""
     order = part.order
     sampler = sample.opened_here(order.store, order.run, order.threads)
-    return part.rows, _write(sampler, open_store(order.store), part)[2]
+    images, classes = _made(sampler, order.seed, part.rows)
+    data = _shard(sampler, images, classes, order.seed, part.rows, order.run)
+    name = f"samples-{part.rows.start // SHARD_IMAGES:06d}.tar"
+    return part.rows, _put(open_store(order.store), order, name, data)
 
 
-def _write(sampler: Sampler, store: Store, part: Part) -> tuple[Images, list[int], FileEntry]:
-    """The images (B, H, W, C) of a shard, their class indices, and the file that was written of them."""
-    order, rows = part.order, part.rows
+def _made(sampler: Sampler, seed: int, rows: range) -> tuple[Images, list[int]]:
+    """The images (B, H, W, C) of a set at these numbers, and their class indices."""
     classes = [index % max(1, len(sampler.config.classes)) for index in rows]
-    seeds = [image_seed(order.seed, index) for index in rows]
-    images = np.concatenate(list(sample.generate(sampler, seeds, classes)))
-    data = _shard(sampler, images, classes, order.seed, rows, order.run)
-    return images, classes, _put(store, order, f"samples-{rows.start // SHARD_IMAGES:06d}.tar", data)
+    seeds = [image_seed(seed, index) for index in rows]
+    return np.concatenate(list(sample.generate(sampler, seeds, classes))), classes
 
 
 def _put(store: Store, order: Order, name: str, data: bytes) -> FileEntry:

@@ -25,7 +25,8 @@ def finite(name: str, x_ND: Tensor, rows: int) -> Tensor:
         )
     check_rows(name, len(x_ND), rows)
     x_ND = x_ND.detach().double()
-    bad = int((~x_ND.isfinite()).any(1).sum())
+    # A sum is finite only where all is: one pass, where looking at every value takes three.
+    bad = 0 if x_ND.sum().isfinite() else int((~x_ND.isfinite()).any(1).sum())
     if bad:
         raise MetricInputError(
             f"expected finite {name}, got NaN or infinity in {bad:,} of {len(x_ND):,} rows; "

@@ -36,9 +36,7 @@ class Moments:
     @classmethod
     def of(cls, x_ND: Tensor, num_groups: int = 1) -> Self:
         """The moments of rows that are in memory, in groups of consecutive rows. Raises MetricInputError."""
-        x_ND = finite("features", x_ND, num_groups)
-        parts = [Moments.none(x_ND.shape[1], x_ND.device).with_rows(part) for part in x_ND.tensor_split(num_groups)]
-        return cls.groups(parts)
+        return cls.groups([_moments(part) for part in finite("features", x_ND, num_groups).tensor_split(num_groups)])
 
     @classmethod
     def none(cls, width: int, device: torch.device | None = None) -> Self:
@@ -57,11 +55,10 @@ class Moments:
 
     def with_rows(self, x_ND: Tensor) -> "Moments":
         """These moments of one group with further rows (Chan, Golub & LeVeque 1983). Raises MetricInputError."""
-        x_ND = finite("features", x_ND, 1)
-        count, added = self.counts_G[0], len(x_ND)
-        mean_D = x_ND.mean(0)
-        shift_D = mean_D - self.means_GD[0]
-        scatter_DD = self.scatters_GDD[0] + _scatter(x_ND - mean_D)
+        new = _moments(finite("features", x_ND, 1))
+        count, added = self.counts_G[0], new.counts_G[0]
+        shift_D = new.means_GD[0] - self.means_GD[0]
+        scatter_DD = self.scatters_GDD[0] + new.scatters_GDD[0]
         scatter_DD += torch.outer(shift_D, shift_D) * (count * added / (count + added))
         moved_D = self.means_GD[0] + shift_D * (added / (count + added))
         return Moments((count + added)[None], moved_D[None], scatter_DD[None])
@@ -135,9 +132,9 @@ def frechet_distance(real: Moments | Tensor, fake: Moments | Tensor) -> float:
     Its bias is about 1/N and depends on the generator: compare equal numbers only. Needs 2 rows of each.
     """
     if isinstance(real, Tensor):
-        real = Moments.of(finite("real features", real, 2))
+        real = _moments(finite("real features", real, 2))
     if isinstance(fake, Tensor):
-        fake = Moments.of(finite("fake features", fake, 2))
+        fake = _moments(finite("fake features", fake, 2))
     _check(real, fake, 2)
     first, second = sorted((real, fake), key=lambda moments: moments.count)
     return float(distances(first.whole(), second.whole())[0])
@@ -165,6 +162,13 @@ def estimate(real: Moments, fake: Moments, seed: int, *, num_parts: int | None =
     offsets_R = halves_R - halves_R.mean()
     value = frechet_distance(real, fake)
     return Frechet(around(value, offsets_R), around(2 * value - float(halves_R.mean()), offsets_R))
+
+
+def _moments(x_ND: Tensor) -> Moments:
+    """One group of finite rows in float64."""
+    mean_D = x_ND.mean(0)
+    count = torch.tensor([len(x_ND)], dtype=torch.float64, device=x_ND.device)
+    return Moments(count, mean_D[None], _scatter(x_ND - mean_D)[None])
 
 
 def _factor(covariances_RDD: Tensor) -> Tensor:
