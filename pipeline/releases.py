@@ -55,7 +55,6 @@ __all__ = [
     "alias_of",
     "champion_of",
     "find_release",
-    "names_one",
     "promote",
     "promote_if_better",
     "promote_uri",
@@ -132,12 +131,6 @@ def publish(
         files=tuple(sorted(files, key=lambda entry: entry.name)),
     )
     return commit(store, signer.signed(release) if signer else release)
-
-
-def names_one(store: Store, target: str) -> bool:
-    """Whether a target reads as NAME@ALIAS or NAME@NUMBER of a name that has releases, finished or not."""
-    name, at, which = target.partition("@")
-    return bool(at and name and which) and "/" not in target and any(store.list(f"releases/{name}/"))
 
 
 def resolve(store: Store, target: str, *, retracted: bool = False) -> Release:
