@@ -23,7 +23,7 @@ __all__ = ["Lineage", "Node", "image_lineage", "lineage", "names_release"]
 
 
 def names_release(store: Store, target: str) -> bool:
-    """Whether a target reads as NAME@ALIAS or NAME@NUMBER of a name that has releases; an image may have an `@`, too."""
+    """Whether a target reads as NAME@ALIAS or NAME@NUMBER of a name with releases: an image may have an `@`, too."""
     name, at, which = target.partition("@")
     return bool(at and name and which) and "/" not in target and any(store.list(f"releases/{name}/"))
 
