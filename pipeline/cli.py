@@ -328,7 +328,7 @@ def lineage(
 ) -> None:
     """Show what a record was made of, down to its source images, and what came of it, up to releases and aliases."""
     from pipeline import releases
-    from pipeline.lineage import image_lineage
+    from pipeline.lineage import image_lineage, names_release
     from pipeline.lineage import lineage as trace
     from pipeline.lineage.nodes import tree
 
@@ -336,7 +336,7 @@ def lineage(
     with opened_store(split_uri(target)[0] if by_uri else store, Settings.from_environment()) as place:
         if by_uri:
             found = trace(place, open_record(target)[1])
-        elif releases.names_one(place, target):
+        elif names_release(place, target):
             found = trace(place, releases.resolve(place, target, retracted=True))
         else:
             found = image_lineage(place, target)

@@ -58,7 +58,6 @@ __all__ = [
     "alias_of",
     "champion_of",
     "find_release",
-    "names_one",
     "open",
     "promote",
     "promote_if_better",
@@ -138,12 +137,6 @@ def publish(
     report = file_entry(REPORT, write_report(store, recipe, model, draft))
     release = draft.model_copy(update={"files": _sorted([*files, report])})
     return commit(store, signer.signed(release) if signer else release)
-
-
-def names_one(store: Store, target: str) -> bool:
-    """Whether a target reads as NAME@ALIAS or NAME@NUMBER of a name that has releases, finished or not."""
-    name, at, which = target.partition("@")
-    return bool(at and name and which) and "/" not in target and any(store.list(f"releases/{name}/"))
 
 
 def _sorted(files: list[FileEntry]) -> tuple[FileEntry, ...]:

@@ -19,7 +19,13 @@ from pipeline.lineage.outcomes import Outcomes
 from pipeline.listing import about
 from pipeline.store import Store
 
-__all__ = ["Lineage", "Node", "image_lineage", "lineage"]
+__all__ = ["Lineage", "Node", "image_lineage", "lineage", "names_release"]
+
+
+def names_release(store: Store, target: str) -> bool:
+    """Whether a target reads as NAME@ALIAS or NAME@NUMBER of a name with releases: an image may have an `@`, too."""
+    name, at, which = target.partition("@")
+    return bool(at and name and which) and "/" not in target and any(store.list(f"releases/{name}/"))
 
 
 def lineage(store: Store, record: AnyRecord) -> Lineage:
