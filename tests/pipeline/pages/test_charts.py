@@ -53,7 +53,8 @@ class Linear:
     def images(self, seeds: range, labels: list[int]) -> NDArray[np.uint8]:
         strength = latents(seeds, self.latent_size) @ self.direction
         pixels = 128 + 30 * strength[:, None] * np.ones((1, 16)) + 40 * np.array(labels)[:, None]
-        return np.rint(pixels).clip(0, 255).astype(np.uint8).reshape(-1, 4, 4, 1)
+        images: NDArray[np.uint8] = np.rint(pixels).clip(0, 255).astype(np.uint8).reshape(-1, 4, 4, 1)
+        return images
 
 
 def test_the_first_direction_is_the_one_that_moves_the_image() -> None:
