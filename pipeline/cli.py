@@ -3,6 +3,7 @@
 Verbs are imported when they are called, so that the help stays quick and needs neither torch, ray nor airflow.
 """
 
+import contextlib
 import sys
 from importlib.metadata import entry_points
 from typing import Annotated, Any
@@ -399,7 +400,8 @@ def gallery(
             return
         with GalleryServer(place, port) as server:
             report(json_, {**result, "url": server.url}, f"gallery   {server.url}  ({count} releases; Ctrl-C ends it)")
-            server.serve_forever()
+            with contextlib.suppress(KeyboardInterrupt):  # how it is meant to end
+                server.serve_forever()
 
 
 @app.command()

@@ -160,4 +160,6 @@ def summary(store: Store, recipe: Recipe, seconds: Seconds, folder: Path) -> tup
         shown.append(f"{store.uri}/{release.ref}  ({release.name}@{alias})  grid: {path}")
     if comparison:
         shown.append(f"real and generated side by side: {comparison}")
+    if releases:
+        shown.append(f"see them in a browser: atelier gallery --store {store.uri}")
     return result, shown

@@ -21,7 +21,7 @@ SAMPLES = 30
 RECIPE = {
     "name": "tiny",
     "source": {"kind": "digits"},
-    "dataset": {"channels": 1, "height": SIDE, "width": SIDE},
+    "dataset": {"channels": 1, "height": 8, "width": 8},
     "models": {"gan": {"family": "gan", "steps": 300}, "vae": {"family": "vae", "steps": 300}},
     "release": {"license": "mit", "description": "Small <i>made-up</i> images."},
 }
@@ -74,7 +74,8 @@ def fill(store: Store) -> list[Release]:
 
 
 def _dataset(store: Store) -> Dataset:
-    parts = [random_part(60), random_part(30, first_key=100, split="test")]
+    shape = (SIDE, SIDE, 1)
+    parts = [random_part(60, shape), random_part(30, shape, first_key=100, split="test")]
     dataset = made_dataset(store, parts, name="tiny", labelled=CLASSES)
     return commit(store, dataset.model_copy(update={"splits": {"train": 60, "test": 30}}))
 

@@ -13,7 +13,7 @@ from pipeline import pictures
 from pipeline.artifacts import Release
 from pipeline.errors import RecordError, UserError
 from pipeline.latents import latents
-from pipeline.pages.shown import Picture, png_url
+from pipeline.pages.shown import Picture, fitting
 from pipeline.release import provenance
 from pipeline.release.contents import Contents
 from pipeline.release.runtime import OnnxSampler
@@ -26,10 +26,11 @@ if TYPE_CHECKING:
     Floats = NDArray[np.float32]
 
 WALK_FRAMES, WALK_ROWS = 12, 6
+WALK_BYTES, WALK_SIDE = 200_000, 96
 DIRECTIONS = 5
 STUDIED_IMAGES = 256  # of which the directions are found
 NOTHING = 1e-6  # of the largest component's size: what is smaller is rounding
-MAX_STUDIED_VALUES = 4096  # of an image; a larger one is thinned out first
+MAX_STUDIED_VALUES = 1024  # of an image; a larger one is thinned out first
 
 
 @dataclass(frozen=True)
@@ -85,25 +86,20 @@ def _walk(sampler: OnnxSampler, release: Release, classes: Sequence[str]) -> tup
     """From one latent to another on the sphere where both lie (White 2016, 'Sampling generative networks')."""
     import numpy as np
 
-    rows = []
+    pngs, alts = [], []
     for row in range(WALK_ROWS):
         label = row * len(classes) // WALK_ROWS if classes else 0
         start, end = latents([2 * row, 2 * row + 1], sampler.latent_size)
         z_FZ = np.stack([_between(start, end, frame / (WALK_FRAMES - 1)) for frame in range(WALK_FRAMES)])
+        words = f"from seed {2 * row} to seed {2 * row + 1}"
+        text = provenance.made_by(f"{release.name}/{release.number}", walk=words)
+        pngs += [pictures.encode_png(pixels, text) for pixels in sampler.images_of(z_FZ, [label] * WALK_FRAMES)]
         name = classes[label] if classes else "image"
-        text = provenance.made_by(f"{release.name}/{release.number}", walk=f"{2 * row} to {2 * row + 1}")
-        rows.append(
-            tuple(
-                Picture(
-                    src=png_url(pictures.encode_png(pixels, text)),
-                    alt=f"{name}, step {frame + 1} of {WALK_FRAMES} from seed {2 * row} to seed {2 * row + 1}",
-                    width=pixels.shape[1],
-                    height=pixels.shape[0],
-                )
-                for frame, pixels in enumerate(sampler.images_of(z_FZ, [label] * WALK_FRAMES))
-            )
-        )
-    return tuple(rows)
+        alts += [f"{name}, step {frame + 1} of {WALK_FRAMES} {words}" for frame in range(WALK_FRAMES)]
+    height, width, _ = pictures.decode_png(pngs[0]).shape
+    urls = fitting(pngs, WALK_BYTES, WALK_SIDE)
+    frames = [Picture(url, alt, width, height) for url, alt in zip(urls, alts, strict=False)]
+    return tuple(tuple(frames[at : at + WALK_FRAMES]) for at in range(0, len(frames), WALK_FRAMES))
 
 
 def _between(start: "Floats", end: "Floats", share: float) -> "Floats":

@@ -29,6 +29,9 @@ PANEL_CLASSES, PANEL_IMAGES, PANEL_SIDE = 10, 6, 96
 PANEL_BYTES = 120_000
 SAMPLE_SIDE = 256
 FILM_FRAMES = 8
+FILM_SIDES, FILM_CHARACTERS = (1000, 640, 400, 200), 450_000
+COPIES_SIDE = 1000
+MOST_OTHERS = 3
 
 ABOUT = {
     "model.safetensors": "the weights",
@@ -119,7 +122,7 @@ def _samples(store: Store, release: Release, classes: Sequence[str]) -> tuple[Pi
 
 def _panels(store: Store, release: Release, dataset: Dataset, around: Around) -> tuple[Panel, ...]:
     panels = [_panel(store, release, dataset.classes, "")]
-    for other in around.others:
+    for other in around.others[:MOST_OTHERS]:
         href = f"{around.pages_at}{quote(other.name)}/{other.number}.html" if around.pages_at else ""
         with contextlib.suppress(IntegrityError):  # its own page says so
             panels.append(_panel(store, other, dataset.classes, href))
@@ -168,24 +171,31 @@ def _film(store: Store, run: Run) -> tuple[Picture, ...]:
     keys = [entry.key for entry in store.list(f"{run.ref}/previews/") if entry.key.endswith(".png")]
     last = len(keys) - 1
     chosen = [keys[round(last * i / (FILM_FRAMES - 1))] for i in range(FILM_FRAMES)] if last >= FILM_FRAMES else keys
-    frames = []
-    for key in chosen:
-        step = key.rpartition("/")[2].removesuffix(".png")
-        if step.isdigit():
-            try:
-                src, width, height = shown.sheet(store.get(key), generated=True)
-            except IntegrityError:  # no part of a record: a picture that is broken is no reason not to publish
-                continue
-            words = f"step {int(step):,}"
-            frames.append(Picture(src, f"the same latents at {words}", width, height, caption=words))
+    frames: list[Picture] = []
+    for side in FILM_SIDES:  # the first that fits
+        frames = [frame for key in chosen if (frame := _frame(store, key, side))]
+        if sum(len(frame.src) for frame in frames) <= FILM_CHARACTERS:
+            break
     return tuple(frames)
+
+
+def _frame(store: Store, key: str, side: int) -> Picture | None:
+    step = key.rpartition("/")[2].removesuffix(".png")
+    if not step.isdigit():
+        return None
+    try:
+        src, width, height = shown.sheet(store.get(key), side, generated=True)
+    except IntegrityError:  # no part of a record: a picture that is broken is no reason not to publish
+        return None
+    words = f"step {int(step):,}"
+    return Picture(src, f"the same latents at {words}", width, height, caption=words)
 
 
 def _copies(store: Store, evaluation: Evaluation) -> Picture | None:
     entry = next((entry for entry in evaluation.files if entry.name == "copies.png"), None)
     if entry is None:
         return None
-    src, width, height = shown.sheet(read_file(store, evaluation, entry), generated=False)
+    src, width, height = shown.sheet(read_file(store, evaluation, entry), COPIES_SIDE, generated=False)
     return Picture(src, "samples, and under each the training image nearest to it", width, height)
 
 

@@ -1,8 +1,8 @@
 """What runs a model in the visitor's browser: onnxruntime-web, from its npm package, put into the store once.
 
-    gallery/sampler/<version>/ort.wasm.bundle.min.mjs, ort-wasm-simd-threaded.wasm, LICENSE.txt
+    gallery/sampler/<version>/ort.wasm.bundle.min.mjs, ort-wasm-simd-threaded.wasm
 
-Its files must have the digests that stand here, so that a visitor's browser runs what was tested and nothing else.
+Its files must have the digests that stand here, so that a visitor's browser runs what was tested and nothing else. It is under the MIT licence, as its head says.
 """
 
 import shutil
@@ -33,14 +33,15 @@ def provide(store: Store, at: str) -> Sampler:
 
     Where it cannot be had the answer says why. Raises IntegrityError where npm gives other files than were tested.
     """
-    try:
-        if not all(_there(store, name, digest) for name, digest in FILES.items()):
-            for name, data in _fetched().items():
-                store.put(f"{FOLDER}/{name}", data)
-    except IntegrityError:
-        raise
-    except (UserError, AtelierError) as error:
-        return Sampler(why_not=str(error))
+    if not all(_there(store, name, digest) for name, digest in FILES.items()):
+        try:
+            files = _fetched()
+        except IntegrityError:
+            raise
+        except AtelierError as error:  # no npm, or none that answers: the pages do without, and say so
+            return Sampler(why_not=str(error))
+        for name, data in files.items():
+            store.put(f"{FOLDER}/{name}", data)
     return Sampler(runtime=f"{at}sampler/{VERSION}/{MODULE}")
 
 

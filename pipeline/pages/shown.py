@@ -20,7 +20,6 @@ if TYPE_CHECKING:
     Pixels = NDArray[np.uint8]
 
 WEBP_QUALITY = 82
-SHEET_SIDE = 1200  # pixels of a contact sheet's longer side, at most
 
 
 @dataclass(frozen=True)
@@ -62,11 +61,11 @@ def real(pixels: "Pixels", side: int) -> str:
     return _webp_url(_webp(pictures.from_pixels(pixels), side, generated=False))
 
 
-def sheet(png: bytes, *, generated: bool) -> tuple[str, int, int]:
-    """A contact sheet as a URL, with its width and height."""
+def sheet(png: bytes, side: int, *, generated: bool) -> tuple[str, int, int]:
+    """A contact sheet as a URL, reduced to `side` pixels where it is larger, with its width and height."""
     image = pictures.from_pixels(pictures.decode_png(png))
-    image.thumbnail((SHEET_SIDE, SHEET_SIDE))
-    return _webp_url(_webp(image, SHEET_SIDE, generated=generated)), image.width, image.height
+    image.thumbnail((side, side))
+    return _webp_url(_webp(image, side, generated=generated)), image.width, image.height
 
 
 def _webp(image: "Image.Image", side: int, *, generated: bool) -> bytes:

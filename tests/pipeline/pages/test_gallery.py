@@ -6,7 +6,11 @@ import io
 import itertools
 import json
 import re
+import signal
+import subprocess
+import sys
 import threading
+import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -233,3 +237,32 @@ def test_json_in_a_page_cannot_end_its_script(store: Store, without_npm: None) -
     page = store.get("gallery/tiny-gan/1.html").decode()
     body = page.partition('id="live-data">')[2].partition("</script>")[0]
     assert json.loads(body)["classes"] == list(made_pages.CLASSES)
+
+
+def test_a_page_of_large_images_is_small_all_the_same(
+    store: Store, without_npm: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(made_pages, "SIDE", 160)  # noise, which packs worst
+    made_pages.fill(store)
+    gallery.build(store, print)
+    for name in ("gallery/tiny-gan/2.html", "releases/tiny-gan/2/report.html"):
+        assert 300_000 < len(store.get(name)) < 2_000_000
+
+
+@pytest.mark.parametrize("scheme", ["file", "s3"])
+def test_the_verb_prints_an_address_that_a_browser_can_open(
+    request: pytest.FixtureRequest, store: Store, scheme: str
+) -> None:
+    if scheme == "s3":
+        store = open_store(request.getfixturevalue("s3_uri"))
+    made_releases.published(store)
+    command = [sys.executable, "-m", "pipeline.cli", "gallery", "--store", store.uri, "--port", "0"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        line = process.stdout.readline()
+        found = re.search(r"http://127.0.0.1:[0-9]+/gallery/index.html", line)
+        assert found, line
+        with urllib.request.urlopen(found[0], timeout=10) as reply:  # noqa: S310 - an address of this machine
+            assert b"tiny-vae" in reply.read()
+        process.send_signal(signal.SIGINT)
+        assert process.wait(timeout=20) == 0
