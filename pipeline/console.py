@@ -13,10 +13,10 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console, RenderableType
 
-from pipeline.artifacts import Located
 from pipeline.errors import AtelierError
 from pipeline.opening import opened_store as opened_store  # noqa: PLC0414 - verbs take what they share from here
 from pipeline.recipe import Recipe, load_recipe
+from pipeline.records import Located
 from pipeline.settings import Settings
 
 RecipeArgument = Annotated[

@@ -19,10 +19,11 @@ from collections import defaultdict
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 
-from pipeline.artifacts import Dataset, Strict, load, parse_model
+from pipeline.artifacts import Dataset, Strict
 from pipeline.datasets.versions import Head
 from pipeline.errors import NotFound
 from pipeline.objects import Entry
+from pipeline.records import load, parse_model
 from pipeline.store import Store
 
 DAY_SECONDS = 86_400.0

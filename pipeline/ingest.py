@@ -23,18 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline import __version__, tasks
-from pipeline.artifacts import (
-    Changes,
-    Dataset,
-    FileEntry,
-    Shard,
-    Statistics,
-    commit,
-    digest_of,
-    file_entry,
-    find,
-    load,
-)
+from pipeline.artifacts import Changes, Dataset, FileEntry, Shard, Statistics, digest_of, file_entry
 from pipeline.datasets import checks, choosing, ledger, parts, sheets, versions
 from pipeline.datasets.croissant import croissant
 from pipeline.datasets.ledger import Ledger
@@ -42,6 +31,7 @@ from pipeline.datasets.packing import Job, pack
 from pipeline.datasets.versions import Head, Takedowns
 from pipeline.errors import NotFound, SourceError
 from pipeline.recipe import Recipe
+from pipeline.records import commit, find, load
 from pipeline.settings import Settings
 from pipeline.shards import decode_shard, open_shard
 from pipeline.sources import changed

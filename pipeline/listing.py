@@ -4,7 +4,8 @@ from typing import Any
 
 from rich.table import Table
 
-from pipeline.artifacts import AnyRecord, Dataset, Evaluation, Located, Release, Run, SampleSet, every
+from pipeline.artifacts import AnyRecord, Dataset, Evaluation, Release, Run, SampleSet
+from pipeline.records import Located, every
 from pipeline.release.records import Alias
 from pipeline.store import Store
 

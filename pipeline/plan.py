@@ -5,19 +5,11 @@ ingest -> for each model: train -> evaluate, sample -> publish -> promote
 
 from typing import Literal
 
-from pipeline.artifacts import (
-    AnyRecord,
-    Dataset,
-    Evaluation,
-    Located,
-    Run,
-    SampleSet,
-    Strict,
-    find,
-)
+from pipeline.artifacts import AnyRecord, Dataset, Evaluation, Run, SampleSet, Strict
 from pipeline.ids import evaluation_id, release_id, run_id, samples_id
 from pipeline.ingest import find_dataset
 from pipeline.recipe import Recipe
+from pipeline.records import Located, find
 from pipeline.release.aliases import judged
 from pipeline.releases import find_release
 from pipeline.store import Store

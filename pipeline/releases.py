@@ -15,28 +15,13 @@ import json
 from typing import Any
 
 from pipeline import __version__, pictures, shards
-from pipeline.artifacts import (
-    Dataset,
-    Evaluation,
-    FileEntry,
-    Parent,
-    Record,
-    Release,
-    Run,
-    SampleSet,
-    commit,
-    file_entry,
-    find,
-    load,
-    open_record,
-    read_file,
-    split_uri,
-)
+from pipeline.artifacts import Dataset, Evaluation, FileEntry, Parent, Record, Release, Run, SampleSet, file_entry
 from pipeline.errors import RecordError
 from pipeline.ids import release_id
 from pipeline.pages.published import write_report
 from pipeline.pages.render import REPORT
 from pipeline.recipe import Recipe, load_recipe
+from pipeline.records import commit, find, load, open_record, read_file, split_uri
 from pipeline.release import provenance
 from pipeline.release.aliases import (
     alias_of,

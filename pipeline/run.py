@@ -11,11 +11,12 @@ from typing import Any, cast
 from rich.console import Console
 
 from pipeline import ingest, releases
-from pipeline.artifacts import AnyRecord, Dataset, Evaluation, Located, Release, Run, SampleSet
+from pipeline.artifacts import AnyRecord, Dataset, Evaluation, Release, Run, SampleSet
 from pipeline.errors import RecipeError
 from pipeline.plan import Stage, plan
 from pipeline.progress import shown
 from pipeline.recipe import Recipe, check_models
+from pipeline.records import Located
 from pipeline.release.signing import load_signer
 from pipeline.settings import Settings
 from pipeline.store import Store

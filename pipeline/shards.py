@@ -23,10 +23,11 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from pipeline.artifacts import Dataset, Shard, read_file
+from pipeline.artifacts import Dataset, Shard
 from pipeline.decoding import IMAGE_EXTENSIONS, Decoded, decode_shard
 from pipeline.errors import IntegrityError
 from pipeline.npy import to_npy
+from pipeline.records import read_file
 from pipeline.store import Store
 from pipeline.ustar import read_archive, write_archive
 

@@ -7,9 +7,10 @@ from typing import TYPE_CHECKING, Any
 from rich.table import Table
 
 from pipeline import pictures, shards
-from pipeline.artifacts import Dataset, Release, load, read_file
+from pipeline.artifacts import Dataset, Release
 from pipeline.plan import Stage, plan
 from pipeline.recipe import Recipe
+from pipeline.records import load, read_file
 from pipeline.release.aliases import judged
 from pipeline.release.records import CANDIDATE
 from pipeline.run import Seconds, task_name

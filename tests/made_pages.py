@@ -8,9 +8,10 @@ import onnxruntime
 from onnx import TensorProto, helper, numpy_helper
 
 from pipeline import __version__, pictures, releases, shards
-from pipeline.artifacts import Dataset, Evaluation, Figure, Release, Run, SampleSet, commit, file_entry
+from pipeline.artifacts import Dataset, Evaluation, Figure, Release, Run, SampleSet, file_entry
 from pipeline.latents import latents
 from pipeline.recipe import Recipe, load_recipe
+from pipeline.records import commit
 from pipeline.release import provenance
 from pipeline.store import Store
 from tests.made import PROTOCOL, made_dataset, random_part

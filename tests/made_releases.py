@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 
 from pipeline import __version__, pictures, releases, shards
-from pipeline.artifacts import Dataset, Evaluation, Figure, Release, Run, SampleSet, commit, file_entry
+from pipeline.artifacts import Dataset, Evaluation, Figure, Release, Run, SampleSet, file_entry
 from pipeline.recipe import Recipe, load_recipe
+from pipeline.records import commit
 from pipeline.release.signing import Signer
 from pipeline.store import Store
 from tests.made import PROTOCOL, record_of

@@ -18,8 +18,9 @@ from safetensors.torch import load as load_safetensors
 from safetensors.torch import save as save_safetensors
 from torch import Tensor
 
-from pipeline.artifacts import FileEntry, Strict, file_entry, parse_model
+from pipeline.artifacts import FileEntry, Strict, file_entry
 from pipeline.errors import AlreadyExists, IntegrityError, NotFound, TrainingError
+from pipeline.records import parse_model
 from pipeline.store import Store
 
 KEEP_LAST = 2  # where the recipe does not say

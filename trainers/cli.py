@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from pipeline.artifacts import Dataset, Located, Run, open_record, split_uri
+from pipeline.artifacts import Dataset, Run
 from pipeline.console import (
     JsonOption,
     RecipeArgument,
@@ -21,6 +21,7 @@ from pipeline.console import (
     say,
 )
 from pipeline.errors import RecordError, UserError
+from pipeline.records import Located, open_record, split_uri
 from pipeline.settings import Settings
 
 RunOption = Annotated[str, typer.Option("--run", help="URI of the run.", show_default=False)]

@@ -14,9 +14,10 @@ import torch
 from torch import Tensor
 
 from pipeline import __version__, ids
-from pipeline.artifacts import Dataset, Evaluation, Figure, FileEntry, Release, Run, commit, file_entry, find, load
+from pipeline.artifacts import Dataset, Evaluation, Figure, FileEntry, Release, Run, file_entry
 from pipeline.nodecache import NodeCache
 from pipeline.recipe import Recipe
+from pipeline.records import commit, find, load
 from pipeline.releases import alias_of, champion_of
 from pipeline.settings import Settings
 from pipeline.store import Store

@@ -14,8 +14,9 @@ from typing import NoReturn
 import torch.distributed as dist
 
 from pipeline import __version__
-from pipeline.artifacts import Run, commit, file_entry
+from pipeline.artifacts import Run, file_entry
 from pipeline.errors import TrainingError
+from pipeline.records import commit
 from trainers import checkpoints, export, stream, summary, warmstart
 from trainers.alarms import Alarms
 from trainers.checkpoints import Checkpoint

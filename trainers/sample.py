@@ -14,9 +14,10 @@ import numpy.typing as npt
 import torch
 
 from pipeline import pictures, releases
-from pipeline.artifacts import Release, Run, load, read_file
+from pipeline.artifacts import Release, Run
 from pipeline.errors import RecordError, UserError
 from pipeline.latents import image_seed
+from pipeline.records import load, read_file
 from pipeline.release import provenance
 from pipeline.store import Store, open_store
 from trainers import export, families

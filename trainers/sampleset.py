@@ -12,9 +12,10 @@ from dataclasses import dataclass
 import numpy as np
 
 from pipeline import __version__, ids, pictures, shards
-from pipeline.artifacts import FileEntry, Run, SampleSet, commit, file_entry, find
+from pipeline.artifacts import FileEntry, Run, SampleSet, file_entry
 from pipeline.latents import image_seed
 from pipeline.recipe import ClusterSpec, Recipe
+from pipeline.records import commit, find
 from pipeline.release import provenance
 from pipeline.settings import Settings
 from pipeline.store import Store, open_store

@@ -13,8 +13,9 @@ from collections.abc import Mapping
 from safetensors.torch import load as load_safetensors
 from torch import Tensor
 
-from pipeline.artifacts import Release, Strict, load, parse_model, read_file
+from pipeline.artifacts import Release, Strict
 from pipeline.errors import AlreadyExists, NotFound, UserError
+from pipeline.records import load, parse_model, read_file
 from pipeline.release.aliases import alias_of, champion_of
 from trainers import checkpoints
 from trainers.export import WEIGHTS

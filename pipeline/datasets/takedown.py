@@ -10,10 +10,11 @@ from datetime import UTC, datetime
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from pipeline.artifacts import Dataset, Release, Run, Strict, every
+from pipeline.artifacts import Dataset, Release, Run, Strict
 from pipeline.datasets.versions import Takedown, fetch_index, find_head, take_down, versions
 from pipeline.errors import SourceError
 from pipeline.recipe import Recipe
+from pipeline.records import every
 from pipeline.store import Store
 
 

@@ -13,9 +13,10 @@ from pathlib import Path
 from typing import Protocol
 
 from pipeline import __version__
-from pipeline.artifacts import Dataset, Rejected, Strict, digest_of, load, parse_model
+from pipeline.artifacts import Dataset, Rejected, Strict, digest_of
 from pipeline.errors import AlreadyExists, Changed, IntegrityError, NotFound
 from pipeline.recipe import DatasetSpec, Recipe
+from pipeline.records import load, parse_model
 from pipeline.sources import Piece
 from pipeline.store import Store
 

@@ -8,8 +8,9 @@ from rich.console import RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from pipeline.artifacts import Dataset, read_file
+from pipeline.artifacts import Dataset
 from pipeline.datasets.checks import label_counts
+from pipeline.records import read_file
 from pipeline.store import Store
 
 SHEETS = ("samples.png", "rejects.png")

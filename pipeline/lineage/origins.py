@@ -4,23 +4,12 @@ from collections.abc import Iterator
 
 from pydantic import BaseModel
 
-from pipeline.artifacts import (
-    AnyRecord,
-    Dataset,
-    Evaluation,
-    FileEntry,
-    Record,
-    Release,
-    Run,
-    SampleSet,
-    file_entry,
-    parse,
-    record_kind,
-)
+from pipeline.artifacts import AnyRecord, Dataset, Evaluation, FileEntry, Record, Release, Run, SampleSet, file_entry
 from pipeline.datasets import seen
 from pipeline.errors import NotFound
 from pipeline.lineage.nodes import Node
 from pipeline.listing import about
+from pipeline.records import parse, record_kind
 from pipeline.store import Store
 
 EXTRACTOR = "extractor.json"

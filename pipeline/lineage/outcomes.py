@@ -3,21 +3,11 @@
 from collections.abc import Iterator, Sequence
 from functools import cached_property
 
-from pipeline.artifacts import (
-    AnyRecord,
-    Dataset,
-    Evaluation,
-    Record,
-    Release,
-    Run,
-    SampleSet,
-    every,
-    file_entry,
-    parse_model,
-)
+from pipeline.artifacts import AnyRecord, Dataset, Evaluation, Record, Release, Run, SampleSet, file_entry
 from pipeline.datasets.seen import Sighting
 from pipeline.lineage.nodes import Node
 from pipeline.listing import about
+from pipeline.records import every, parse_model
 from pipeline.release.numbers import retraction_of
 from pipeline.release.records import Alias
 from pipeline.store import Store

@@ -13,13 +13,14 @@ from dataclasses import dataclass
 from itertools import islice
 from urllib.parse import quote
 
-from pipeline.artifacts import Dataset, Release, Run, load, parse_model
+from pipeline.artifacts import Dataset, Release, Run
 from pipeline.errors import IntegrityError
 from pipeline.pages import render, runtime
 from pipeline.pages.charts import FIGURES, number
 from pipeline.pages.content import Card, Report, Sampler, Standing
 from pipeline.pages.gather import Around, gather, labelled, sample_pictures
 from pipeline.pages.shown import Picture
+from pipeline.records import load, parse_model
 from pipeline.release.aliases import judged
 from pipeline.release.numbers import retraction_of
 from pipeline.release.records import CANDIDATE, Alias

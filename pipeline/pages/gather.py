@@ -14,12 +14,13 @@ from dataclasses import dataclass, field, replace
 from urllib.parse import quote
 
 from pipeline import pictures, shards
-from pipeline.artifacts import Dataset, Evaluation, Release, Run, load, read_file
+from pipeline.artifacts import Dataset, Evaluation, Release, Run
 from pipeline.errors import IntegrityError
 from pipeline.pages import charts, drawn, shown
 from pipeline.pages.content import Link, Panel, Report, Standing, Step
 from pipeline.pages.shown import Picture
 from pipeline.protocol import differences, reason_of
+from pipeline.records import load, read_file
 from pipeline.release.records import Retraction
 from pipeline.store import Store
 

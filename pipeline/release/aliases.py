@@ -6,10 +6,11 @@ A history loses no move, whoever else moves the alias at the same time, and says
 import datetime
 from collections.abc import Callable, Iterator
 
-from pipeline.artifacts import Evaluation, Release, file_entry, find, load, parse_model, read_file
+from pipeline.artifacts import Evaluation, Release, file_entry
 from pipeline.errors import AlreadyExists, Changed, NotFound, RecordError, StoreError
 from pipeline.ids import evaluation_id
 from pipeline.recipe import Recipe
+from pipeline.records import find, load, parse_model, read_file
 from pipeline.release import card
 from pipeline.release.gate import Measured, decide
 from pipeline.release.numbers import releases_of, retraction_of

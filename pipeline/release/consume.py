@@ -20,11 +20,12 @@ from typing import TYPE_CHECKING, NamedTuple, Self
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from pipeline import shards
-from pipeline.artifacts import Release, split_uri
+from pipeline.artifacts import Release
 from pipeline.cachefolder import CacheFolder
 from pipeline.errors import IntegrityError, UserError
 from pipeline.latents import IMAGES_PER_SET, MAX_SETS, image_seed
 from pipeline.opening import opened_store
+from pipeline.records import split_uri
 from pipeline.release import signing
 from pipeline.release.contents import Contents
 from pipeline.release.resolving import resolve, resolve_uri

@@ -3,8 +3,9 @@
 import json
 from collections.abc import Iterator
 
-from pipeline.artifacts import Release, load, parse_model
+from pipeline.artifacts import Release
 from pipeline.errors import AlreadyExists, NotFound
+from pipeline.records import load, parse_model
 from pipeline.release.records import Retraction
 from pipeline.store import Store
 

@@ -1,7 +1,8 @@
 """Which release is meant: `NAME@ALIAS` or `NAME@NUMBER` in a store, or a release's own URI."""
 
-from pipeline.artifacts import Release, find, split_uri
+from pipeline.artifacts import Release
 from pipeline.errors import IntegrityError, RecordError, StoreRefused
+from pipeline.records import find, split_uri
 from pipeline.release.aliases import alias_of, refuse_retracted
 from pipeline.release.numbers import releases_of
 from pipeline.store import Store

@@ -16,8 +16,9 @@ from importlib.metadata import entry_points
 from typing import TYPE_CHECKING, Any
 
 from pipeline import pictures, shards
-from pipeline.artifacts import FileEntry, Release, Strict, file_entry, read_file
+from pipeline.artifacts import FileEntry, Release, Strict, file_entry
 from pipeline.errors import IntegrityError, NotFound
+from pipeline.records import read_file
 from pipeline.release import provenance, signing
 from pipeline.release.card import CARD
 from pipeline.release.contents import Contents

@@ -7,10 +7,11 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from pipeline.artifacts import Run, digest_of, find
+from pipeline.artifacts import Run, digest_of
 from pipeline.errors import AtelierError
 from pipeline.nodecache import NodeCache
 from pipeline.recipe import load_recipe
+from pipeline.records import find
 from tests.bench.mnist import Stored
 from tests.bench.table import Means
 from trainers import checkpoints, families, loop, sample, stream

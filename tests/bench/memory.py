@@ -10,8 +10,9 @@ import sys
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
-from pipeline.artifacts import Dataset, load
+from pipeline.artifacts import Dataset
 from pipeline.ingest import ingest
+from pipeline.records import load
 from tests.bench.asked import ROOT
 from tests.bench.images import write_noise
 from tests.bench.measure import MIB, memory_now, peak_memory

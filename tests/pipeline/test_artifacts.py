@@ -12,21 +12,15 @@ from pipeline.artifacts import (
     Evaluation,
     Figure,
     FileEntry,
-    Located,
     Release,
     Run,
     SampleSet,
     Statistics,
-    commit,
     digest_of,
     file_entry,
-    find,
-    load,
-    open_record,
-    read_file,
-    split_uri,
 )
 from pipeline.errors import IntegrityError, NotFound, RecordError, UserError
+from pipeline.records import Located, commit, find, load, open_record, read_file, split_uri
 from pipeline.release.records import Alias, Move
 from pipeline.store import Store
 from tests import made

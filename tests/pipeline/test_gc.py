@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 
 from pipeline import gc, releases
-from pipeline.artifacts import Release, find, load, read_file
+from pipeline.artifacts import Release
+from pipeline.records import find, load, read_file
 from pipeline.store import Store, open_store
 from tests.made_releases import parents, published, recipe
 

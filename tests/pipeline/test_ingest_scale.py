@@ -9,9 +9,10 @@ from pathlib import Path
 
 import numpy as np
 
-from pipeline.artifacts import Dataset, load
+from pipeline.artifacts import Dataset
 from pipeline.datasets.parts import key_of, split_of
 from pipeline.recipe import Recipe
+from pipeline.records import load
 from pipeline.shards import decode_shard, open_shard
 from pipeline.store import open_store
 

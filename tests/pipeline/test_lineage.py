@@ -12,7 +12,7 @@ import pytest
 from rich.console import Console
 
 from pipeline import releases
-from pipeline.artifacts import Dataset, Evaluation, Release, Run, SampleSet, commit, load
+from pipeline.artifacts import Dataset, Evaluation, Release, Run, SampleSet
 from pipeline.cli import app
 from pipeline.datasets import takedown
 from pipeline.errors import IntegrityError, RecordError
@@ -21,6 +21,7 @@ from pipeline.lineage import Lineage, Node, image_lineage, lineage
 from pipeline.lineage.nodes import tree
 from pipeline.pictures import encode_png
 from pipeline.recipe import Recipe
+from pipeline.records import commit, load
 from pipeline.store import Store, open_store
 from tests.made_releases import parents, recipe
 

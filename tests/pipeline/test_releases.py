@@ -11,10 +11,8 @@ import pytest
 from PIL import Image
 
 from pipeline import releases, shards
-from pipeline.artifacts import (
-    read_file,
-)
 from pipeline.errors import IntegrityError, RecordError
+from pipeline.records import read_file
 from pipeline.release.signing import load_signer
 from pipeline.release.verify import verify
 from pipeline.settings import Settings

@@ -5,7 +5,8 @@ import json
 import pytest
 import torch
 
-from pipeline.artifacts import Run, load
+from pipeline.artifacts import Run
+from pipeline.records import load
 from tests.trainers.conftest import Digits, node_cache, small_recipe
 from trainers import alarms, families, loop, stream
 from trainers.alarms import Alarms, Line

@@ -9,11 +9,12 @@ import torch
 from safetensors.torch import load as load_safetensors
 from safetensors.torch import save as save_safetensors
 
-from pipeline.artifacts import Run, commit, file_entry, read_file
+from pipeline.artifacts import Run, file_entry
 from pipeline.errors import AtelierError, IntegrityError, UserError
 from pipeline.ingest import ingest
 from pipeline.pictures import encode_png
 from pipeline.recipe import load_recipe
+from pipeline.records import commit, read_file
 from pipeline.settings import Settings
 from pipeline.store import Store, open_store
 from tests.trainers.conftest import SMALL, Digits, small_recipe

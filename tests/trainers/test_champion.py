@@ -12,11 +12,12 @@ from rich.console import Console
 from sklearn.datasets import load_digits
 
 from pipeline import ids, releases
-from pipeline.artifacts import Evaluation, Release, every, find, load
+from pipeline.artifacts import Evaluation, Release
 from pipeline.ingest import find_dataset
 from pipeline.pictures import encode_png
 from pipeline.plan import plan
 from pipeline.recipe import Recipe, load_recipe
+from pipeline.records import every, find, load
 from pipeline.release.records import Verdict
 from pipeline.run import run_recipe
 from pipeline.settings import Settings

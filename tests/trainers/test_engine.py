@@ -17,9 +17,10 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.multiprocessing.spawn import spawn
 
-from pipeline.artifacts import Dataset, load
+from pipeline.artifacts import Dataset
 from pipeline.errors import TrainingError
 from pipeline.recipe import ClusterSpec, ModelSpec
+from pipeline.records import load
 from pipeline.store import open_store
 from tests.trainers.conftest import Digits, node_cache, small_recipe
 from trainers import zero

@@ -9,9 +9,10 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from pipeline.artifacts import Evaluation, Run, find, read_file
+from pipeline.artifacts import Evaluation, Run
 from pipeline.errors import ProtocolMismatch, UserError
 from pipeline.protocol import check_comparable, figures_of
+from pipeline.records import find, read_file
 from pipeline.settings import Settings
 from tests.trainers.conftest import Digits, small_recipe
 from trainers import launch

@@ -12,11 +12,12 @@ import torch
 import torch.distributed as dist
 from torch.multiprocessing.spawn import spawn
 
-from pipeline.artifacts import Dataset, Run, find, load
+from pipeline.artifacts import Dataset, Run
 from pipeline.errors import Interrupted, Stopped
 from pipeline.ids import run_id
 from pipeline.ingest import ingest
 from pipeline.recipe import Recipe, load_recipe
+from pipeline.records import find, load
 from pipeline.store import Store, open_store
 from tests.trainers.conftest import Digits, node_cache, small_recipe
 from trainers import checkpoints, loop

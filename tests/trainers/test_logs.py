@@ -7,7 +7,8 @@ import pytest
 import torch
 from tensorboard.backend.event_processing import event_accumulator
 
-from pipeline.artifacts import Run, load
+from pipeline.artifacts import Run
+from pipeline.records import load
 from tests.trainers.conftest import Digits, node_cache, small_recipe
 from tests.trainers.test_loop import DyingEngine, KilledError
 from trainers import loop, saving

@@ -11,8 +11,9 @@ from torch import Tensor, nn
 from torch.multiprocessing.spawn import spawn
 
 from pipeline import ids
-from pipeline.artifacts import Run, load
+from pipeline.artifacts import Run
 from pipeline.errors import TrainingError
+from pipeline.records import load
 from pipeline.store import Store, open_store
 from tests.trainers.conftest import Digits, node_cache, small_recipe
 from trainers import checkpoints, loop

@@ -10,10 +10,11 @@ import torch
 import torch.distributed as dist
 from torch.multiprocessing.spawn import spawn
 
-from pipeline.artifacts import Dataset, load
+from pipeline.artifacts import Dataset
 from pipeline.errors import UserError
 from pipeline.gpus import Gpu, known, named
 from pipeline.recipe import Recipe
+from pipeline.records import load
 from pipeline.store import open_store
 from tests.trainers.conftest import Digits, node_cache, small_recipe
 from trainers import checkpoints, loop, stream

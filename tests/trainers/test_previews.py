@@ -3,8 +3,9 @@
 import numpy as np
 import torch
 
-from pipeline.artifacts import Run, load
+from pipeline.artifacts import Run
 from pipeline.pictures import decode_png
+from pipeline.records import load
 from tests.trainers.conftest import Digits, node_cache, small_recipe
 from trainers import loop
 from trainers.engine import TorchEngine

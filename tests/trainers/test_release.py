@@ -10,9 +10,10 @@ import pytest
 from PIL import Image
 
 from pipeline import releases, shards
-from pipeline.artifacts import Release, file_entry, read_file
+from pipeline.artifacts import Release, file_entry
 from pipeline.errors import IntegrityError
 from pipeline.pictures import decode_png
+from pipeline.records import read_file
 from pipeline.release import verify as verification
 from pipeline.release.contents import Contents
 from pipeline.release.provenance import SOURCE_TYPE, XMP_KEYWORD

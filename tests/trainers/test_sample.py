@@ -8,10 +8,11 @@ import torch
 from PIL import Image
 
 from pipeline import releases, shards
-from pipeline.artifacts import Run, read_file
+from pipeline.artifacts import Run
 from pipeline.errors import IntegrityError, RecordError
 from pipeline.latents import image_seed
 from pipeline.pictures import decode_png
+from pipeline.records import read_file
 from pipeline.settings import Settings
 from tests.trainers.conftest import Digits, small_recipe
 from trainers import evaluate, families, launch, sample, sampleset

@@ -6,8 +6,9 @@ import pytest
 import torch
 
 from pipeline import __version__, releases
-from pipeline.artifacts import Evaluation, Release, Run, commit
+from pipeline.artifacts import Evaluation, Release, Run
 from pipeline.recipe import Recipe, load_recipe
+from pipeline.records import commit
 from pipeline.settings import Settings
 from tests.made import PROTOCOL
 from tests.made_releases import FIGURES

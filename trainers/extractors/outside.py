@@ -24,9 +24,9 @@ from safetensors.torch import load as load_safetensors
 from torch import Tensor
 from torch.nn.functional import interpolate
 
-from pipeline.artifacts import parse
 from pipeline.errors import IntegrityError, UserError
 from pipeline.recipe import ExtractorSpec
+from pipeline.records import parse
 from trainers.extractors.inputs import check_images, to_unit
 from trainers.extractors.network import ExtractorNet
 from trainers.extractors.own import RECORD, ExtractorRecord

@@ -25,8 +25,9 @@ from safetensors.torch import save as save_safetensors
 from torch import Tensor
 
 from pipeline import __version__
-from pipeline.artifacts import Dataset, FileEntry, Record, commit, digest_of, file_entry, find, read_file
+from pipeline.artifacts import Dataset, FileEntry, Record, digest_of, file_entry
 from pipeline.errors import AlreadyExists, IntegrityError, UserError
+from pipeline.records import commit, find, read_file
 from pipeline.store import Store
 from trainers.extractors.inputs import check_images
 from trainers.extractors.network import BATCH_IMAGES, DEFAULT, ExtractorConfig, ExtractorNet, infer

@@ -5,7 +5,8 @@ from dataclasses import dataclass
 import torch
 
 from pipeline import releases
-from pipeline.artifacts import Evaluation, Release, Run, commit, file_entry
+from pipeline.artifacts import Evaluation, Release, Run, file_entry
+from pipeline.records import commit
 from pipeline.store import Store
 from tests.bench.training.cases import Case
 from tests.made import PROTOCOL, record_of

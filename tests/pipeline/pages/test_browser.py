@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 from playwright.sync_api import Page, expect
 
-from pipeline.artifacts import Release, load
+from pipeline.artifacts import Release
+from pipeline.records import load
 from pipeline.release.contents import Contents
 from pipeline.release.runtime import OnnxSampler
 from pipeline.store import Store

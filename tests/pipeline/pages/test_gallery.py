@@ -20,11 +20,12 @@ import pytest
 from PIL import Image
 
 from pipeline import releases
-from pipeline.artifacts import Release, load
+from pipeline.artifacts import Release
 from pipeline.errors import IntegrityError, UserError
 from pipeline.pages import gallery, published, runtime, shown
 from pipeline.pages.gather import Around, gather
 from pipeline.pages.serve import GalleryServer
+from pipeline.records import load
 from pipeline.release.verify import verify
 from pipeline.store import Store, open_store
 from tests import made_pages, made_releases

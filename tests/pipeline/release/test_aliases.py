@@ -7,9 +7,10 @@ from pathlib import Path
 import pytest
 
 from pipeline import releases
-from pipeline.artifacts import Figure, Release, find
+from pipeline.artifacts import Figure, Release
 from pipeline.errors import RecordError, StoreError
 from pipeline.recipe import GateSpec
+from pipeline.records import find
 from pipeline.release.numbers import retraction_of
 from pipeline.release.records import CANDIDATE, Alias, Move
 from pipeline.release.verify import verify

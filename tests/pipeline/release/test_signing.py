@@ -11,8 +11,8 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
 from cryptography.hazmat.primitives.serialization import BestAvailableEncryption, Encoding, NoEncryption, PrivateFormat
 
-from pipeline.artifacts import load
 from pipeline.errors import UserError
+from pipeline.records import load
 from pipeline.release.signing import check, load_signer
 from pipeline.settings import Settings
 from pipeline.store import Store

@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 
 from pipeline import releases
-from pipeline.artifacts import Release, load
+from pipeline.artifacts import Release
+from pipeline.records import load
 from pipeline.release import verify as module
 from pipeline.release.signing import Signer, load_signer
 from pipeline.release.verify import Examined, verify
