@@ -1,4 +1,4 @@
-# make demo | test | up | down | lint | bench-data | bench-train | bench-eval | clean. The first target that needs it makes .venv.
+# make demo | test | up | down | lint | bench-data | bench-train | bench-eval | clean. What needs .venv first makes it.
 
 PYTHON ?= python3
 # The torch build: GPU users name theirs, such as TORCH='torch==2.13.0+cu130' or a wheel's path.
@@ -6,6 +6,7 @@ TORCH ?= torch==2.13.0
 BIN := .venv/bin
 
 PEERS := .venv-peers
+PARALLEL := --numprocesses 2 --no-loadscope-reorder
 
 .PHONY: demo test test-quick lint up down bench-data bench-train bench-eval clean
 
@@ -19,10 +20,10 @@ down: .venv/done
 	$(BIN)/atelier down
 
 test: lint
-	$(BIN)/pytest
+	$(BIN)/pytest $(PARALLEL)
 
 test-quick: lint
-	$(BIN)/pytest -m "not stack"
+	$(BIN)/pytest $(PARALLEL) -m "not stack"
 
 lint: .venv/done
 	$(BIN)/ruff check .

@@ -1,13 +1,42 @@
-"""What tests of every room share: a real SeaweedFS server, and a fresh store of either scheme."""
+"""What tests of every room share: a real SeaweedFS server, and a fresh store of either scheme.
+
+`make test` runs them on two workers of pytest-xdist, a file at a time, so that what a file makes once is made once.
+"""
 
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
+from xdist.scheduler import LoadScopeScheduling
 
 from pipeline import weed
 from pipeline.store import Store, open_store
+
+ONE_STACK = "tests/dags/"  # its files share a Ray head and Airflow, which take half a minute to start
+LONGEST = ("tests/trainers/test_launch.py", ONE_STACK, "tests/trainers/test_engine.py", "tests/test_whole_recipe.py")
+
+
+class ByFile(LoadScopeScheduling):  # type: ignore[misc]  # xdist ships no types
+    """All tests of a file on one worker."""
+
+    def _split_scope(self, nodeid: str) -> str:
+        return ONE_STACK if nodeid.startswith(ONE_STACK) else nodeid.partition("::")[0]
+
+
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> ByFile:
+    """Called by xdist."""
+    return ByFile(config, log)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """What takes minutes begins first, so that no worker is left alone with it."""
+
+    def place(item: pytest.Item) -> int:
+        return next((rank for rank, name in enumerate(LONGEST) if item.nodeid.startswith(name)), len(LONGEST))
+
+    items.sort(key=place)
 
 
 @pytest.fixture(scope="session")
