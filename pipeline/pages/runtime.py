@@ -2,8 +2,8 @@
 
     gallery/sampler/<version>/ort.wasm.bundle.min.mjs, ort-wasm-simd-threaded.wasm
 
-Its files must have the digests that stand here, so that a visitor's browser runs what was tested and nothing
-else. It is under the MIT licence, as its head says.
+Its files must have the digests that stand here, so that a visitor's browser runs what was tested and nothing else.
+They are under the MIT licence, as their head says.
 """
 
 import shutil
