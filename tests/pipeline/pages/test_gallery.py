@@ -250,6 +250,15 @@ def test_a_page_of_large_images_is_small_all_the_same(
         assert 300_000 < len(store.get(name)) < 2_000_000
 
 
+@contextmanager
+def ended(process: subprocess.Popen[str]) -> Iterator[None]:
+    """Whatever happens inside, the process does not outlive it."""
+    try:
+        yield
+    finally:
+        process.kill()
+
+
 @pytest.mark.parametrize("scheme", ["file", "s3"])
 def test_the_verb_prints_an_address_that_a_browser_can_open(
     request: pytest.FixtureRequest, store: Store, scheme: str
@@ -257,8 +266,9 @@ def test_the_verb_prints_an_address_that_a_browser_can_open(
     if scheme == "s3":
         store = open_store(request.getfixturevalue("s3_uri"))
     made_releases.published(store)
-    command = [sys.executable, "-m", "pipeline.cli", "gallery", "--store", store.uri, "--port", "0"]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+    heard = ["env", "--default-signal=INT"]  # a shell makes what it starts in the background deaf to it
+    command = [*heard, sys.executable, "-m", "pipeline.cli", "gallery", "--store", store.uri, "--port", "0"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process, ended(process):
         assert process.stdout is not None
         line = process.stdout.readline()
         found = re.search(r"http://127.0.0.1:[0-9]+/gallery/index.html", line)
