@@ -73,7 +73,9 @@ class LikelihoodTable(Table):
         return found
 
     def quick(self) -> "LikelihoodTable":
-        return replace(self, training=replace(self.training, steps=8), samples=2, test_images=200, curve=(100, 2))
+        small = {"preset": "tiny"} if "preset" in self.training.options else {}
+        training = replace(self.training, steps=8, options={**self.training.options, **small})
+        return replace(self, training=training, samples=2, test_images=200, curve=(100, 2))
 
     def effort(self) -> str:
         training = self.training

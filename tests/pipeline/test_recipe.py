@@ -107,7 +107,7 @@ def test_a_wrong_override_is_named(tmp_path: Path, override: str, expected: str)
 
 
 def test_an_unknown_recipe_lists_the_known_ones() -> None:
-    with pytest.raises(RecipeError, match=r"\(digits, mnist.*\) or the path of a YAML file, got 'nonesuch'"):
+    with pytest.raises(RecipeError, match=r"\(digits, ffhq256, mnist.*\) or the path of a YAML file, got 'nonesuch'"):
         load_recipe("nonesuch")
 
 

@@ -169,6 +169,7 @@ def test_a_draining_node_makes_checkpoints_and_the_run_goes_on(digits: Digits) -
 
 
 def test_a_repeated_signal_is_ignored_at_once_and_meant_later(monkeypatch: pytest.MonkeyPatch) -> None:
+    own = signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell may have made it deaf
     before = signal.getsignal(signal.SIGINT)
     with caught() as signals:
         os.kill(os.getpid(), signal.SIGINT)
@@ -178,6 +179,7 @@ def test_a_repeated_signal_is_ignored_at_once_and_meant_later(monkeypatch: pytes
         with pytest.raises(KeyboardInterrupt):
             os.kill(os.getpid(), signal.SIGINT)
     assert signal.getsignal(signal.SIGINT) is before
+    signal.signal(signal.SIGINT, own)
 
 
 def test_the_error_has_the_signals_exit_status() -> None:

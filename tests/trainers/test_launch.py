@@ -139,7 +139,7 @@ def two_nodes() -> Iterator[tuple[subprocess.Popen[str], dict[str, str]]]:
         cluster.wait(60)
 
 
-@pytest.mark.parametrize("loss", ["kill", "drain 8"])
+@pytest.mark.parametrize("loss", ["kill", "drain 60"])
 def test_a_run_that_loses_a_node_goes_on_with_fewer_workers(tmp_path: Path, loss: str) -> None:
     elastic = [
         *("cluster.launcher=ray", "cluster.workers=2", "cluster.min_workers=1"),
@@ -154,7 +154,7 @@ def test_a_run_that_loses_a_node_goes_on_with_fewer_workers(tmp_path: Path, loss
         cluster.stdin.write(f"{loss}\n")
         cluster.stdin.flush()
         if loss != "kill":
-            time.sleep(8)
+            wait_for_hurried_checkpoint(process, store, every=50)
             cluster.stdin.write("kill\n")  # as the cloud does
             cluster.stdin.flush()
         out = finished(process)
@@ -166,6 +166,16 @@ def test_a_run_that_loses_a_node_goes_on_with_fewer_workers(tmp_path: Path, loss
     wanted = load_safetensors(alone.get(f"{run.ref}/model.safetensors"))
     away = sum((found[name] - wanted[name]).double().square().sum() for name in wanted) ** 0.5
     assert away < 1e-6 * sum(tensor.double().square().sum() for tensor in wanted.values()) ** 0.5
+
+
+def wait_for_hurried_checkpoint(process: subprocess.Popen[str], store: Store, every: int) -> None:
+    """Until there is one between two that are due: what a drain asks for."""
+    deadline = time.monotonic() + 50
+    while process.poll() is None and time.monotonic() < deadline:
+        keys = [entry.key for entry in store.list("runs/") if entry.key.endswith("checkpoint.json")]
+        if any(int(key.split("/")[-2]) % every for key in keys):
+            return
+        time.sleep(0.1)
 
 
 def kill_a_worker(process: subprocess.Popen[str], store: Store) -> None:
@@ -200,7 +210,7 @@ def test_a_damaged_shard_ends_the_run_at_once_with_its_line(tmp_path: Path, monk
     said = f"IntegrityError: {store.uri}/{key}: expected {shard.bytes:,} bytes, got {shard.bytes - 512:,}; "
     assert said + f"run `atelier repair {store.uri}/{dataset.ref}`" in err.strip().splitlines()[-1]
     images = f"train gan: {dataset.splits['train']:,} images in"
-    assert [line[: len(images)] for line in out.splitlines()] == [images]  # said once an attempt
+    assert len([line for line in out.splitlines() if line.startswith(images)]) == 1  # said once an attempt
 
 
 def test_more_workers_than_the_machine_has_cpus_is_the_users_mistake(digits: Digits) -> None:
