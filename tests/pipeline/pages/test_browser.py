@@ -96,6 +96,7 @@ def test_the_images_are_one_stop_of_the_tab_key_and_arrows_move_within(served: s
     page.keyboard.press("Enter")
     expect(page.get_by_role("dialog")).to_be_visible()
     page.keyboard.press("Escape")
+    expect(tiles(page).nth(SAMPLES - 1)).to_be_focused()  # it comes back once the dialog is closed
     page.keyboard.press("Tab")
     expect(page.locator('.tile[data-group="samples"]:focus')).to_have_count(0)
 
