@@ -234,7 +234,7 @@ def promote(recipe_json: str, model: str, release_uri: str, run_id: Any = None) 
 
 def _name_instance(model: str) -> None:
     """Let Airflow's pages call this instance of a mapped task by its model."""
-    get_current_context()["model"] = model  # type: ignore[typeddict-unknown-key]
+    get_current_context()["model"] = model  # type: ignore[typeddict-unknown-key]  # `map_index_template` reads it
 
 
 _settings = Settings.from_environment()

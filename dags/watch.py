@@ -96,7 +96,7 @@ class SourceTrigger(BaseEventTrigger):
                 failures, said = failures + 1, self._say_once(f"{name}: {error}", said)
             else:
                 if listing != told and rest.has(listing, time.monotonic()):
-                    yield TriggerEvent({"listing": listing})  # type: ignore[no-untyped-call]
+                    yield TriggerEvent({"listing": listing})  # type: ignore[no-untyped-call]  # Airflow's
                     told = listing
                 elif listing == told != saved:
                     await store.aset(WATERMARK, listing)

@@ -2,6 +2,7 @@
 
 import json
 import math
+import time
 from collections.abc import Iterator
 from dataclasses import fields
 from pathlib import Path
@@ -9,11 +10,13 @@ from pathlib import Path
 import pytest
 import torch
 
+from pipeline.errors import UserError
 from tests.bench.rows import Row
 from tests.bench.train import OUT, main
 from tests.bench.training import bare, gpu, whole, zero
 from tests.bench.training.cases import PLAIN, SHAPE, Case, random_images
 from tests.bench.training.clock import Clock
+from tests.bench.training.peers_asked import Peers
 from trainers.summary import CountFlops, summarise
 
 FIELDS = {field.name for field in fields(Row)}
@@ -27,6 +30,21 @@ def process_kept(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     threads = torch.get_num_threads()
     yield
     torch.set_num_threads(threads)
+
+
+@pytest.mark.parametrize("heard", [True, False])
+def test_peers_that_end_are_told_with_their_last_words(tmp_path: Path, heard: bool) -> None:
+    """Before they read what they are asked, or after."""
+    python = tmp_path / "python"
+    python.write_text(
+        f"#!/bin/sh\n{'read line' if heard else 'exec <&-'}\necho 'No module named lightning' >&2\nexit 1\n"
+    )
+    python.chmod(0o755)
+    with Peers(python, tmp_path / "images.pt", tmp_path) as peers:
+        if not heard:
+            time.sleep(0.5)  # it has ended: the pipe is broken
+        with pytest.raises(UserError, match=r"lightning: expected a figure.*: No module named lightning"):
+            peers.seconds_per_step("lightning", Case("VAE tiny", "vae", 16), 1, 0)
 
 
 def test_every_row_states_its_figure_and_its_limit(tmp_path: Path) -> None:

@@ -19,6 +19,7 @@ import torch
 import typer
 from rich.console import Console
 
+from pipeline.errors import AtelierError
 from tests.bench.asked import ROOT
 from tests.bench.rows import Row, print_table, write_json
 from tests.bench.training import compare, gpu, scaling, stall, whole, zero
@@ -137,4 +138,7 @@ def _peers(python: Path | None, images_NCHW: torch.Tensor, folder: Path, say: Sa
 
 
 if __name__ == "__main__":
-    typer.run(main)
+    try:
+        typer.run(main)
+    except AtelierError as error:
+        raise SystemExit(f"error: {error}") from None

@@ -1,5 +1,6 @@
 """The peers' process: asked for one figure after the other, so that its rounds stand in turn with ours."""
 
+import contextlib
 import json
 import subprocess
 from dataclasses import asdict
@@ -35,7 +36,8 @@ class Peers:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         assert self._process.stdin and self._process.stdout
-        self._process.stdin.close()
+        with contextlib.suppress(BrokenPipeError):  # it ended before
+            self._process.stdin.close()
         self._process.wait()
         self._process.stdout.close()
         self._errors.close()
@@ -45,8 +47,11 @@ class Peers:
         assert self._process.stdin and self._process.stdout
         fields = {**asdict(case), "options": dict(case.options)}
         request: dict[str, Any] = {"peer": peer, "case": fields, "steps": steps, "warmup": warmup}
-        print(json.dumps(request), file=self._process.stdin, flush=True)
-        answer = self._process.stdout.readline()
+        try:
+            print(json.dumps(request), file=self._process.stdin, flush=True)
+            answer = self._process.stdout.readline()
+        except BrokenPipeError:
+            answer = ""
         if not answer:
             self._errors.seek(0)
             words = (self._errors.read().strip().splitlines() or ["nothing"])[-1]
