@@ -1,0 +1,1 @@
+"""Atelier on a real cluster: three hosts, a store behind a line that fails, Airflow on PostgreSQL."""
