@@ -1,4 +1,4 @@
-# make demo | test | up | down | lint | bench-data | bench-train | bench-eval | clean. What needs .venv first makes it.
+# make demo | test | test-cluster | up | down | lint | bench-data | bench-train | bench-eval | clean. What needs .venv first makes it.
 
 PYTHON ?= python3
 # The torch build: GPU users name theirs, such as TORCH='torch==2.13.0+cu130' or a wheel's path.
@@ -8,7 +8,7 @@ BIN := .venv/bin
 PEERS := .venv-peers
 PARALLEL := --numprocesses 2 --no-loadscope-reorder
 
-.PHONY: demo test test-quick lint up down bench-data bench-train bench-eval clean
+.PHONY: demo test test-quick test-cluster lint up down bench-data bench-train bench-eval clean
 
 demo: .venv/done
 	$(BIN)/atelier run digits --airflow
@@ -23,7 +23,11 @@ test: lint
 	$(BIN)/pytest $(PARALLEL)
 
 test-quick: lint
-	$(BIN)/pytest $(PARALLEL) -m "not stack"
+	$(BIN)/pytest $(PARALLEL) -m "not stack and not cluster"
+
+# Needs root, iproute2 and PostgreSQL's server; prints how long each fault took to mend.
+test-cluster: .venv/done
+	$(BIN)/pytest -m cluster tests/cluster
 
 lint: .venv/done
 	$(BIN)/ruff check .

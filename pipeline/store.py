@@ -38,6 +38,7 @@ from pipeline.errors import (
 )
 from pipeline.filestore import FileStore
 from pipeline.objects import Entry, Store, check_key, check_prefix, check_range, in_tree_order, opened
+from pipeline.patience import Patience
 
 if TYPE_CHECKING:
     from boto3.s3.transfer import TransferConfig
@@ -256,15 +257,17 @@ def _connect(
     )
     session = boto3.session.Session()  # our own: boto3's default session is not safe in threads
     try:
-        return session.client(
+        client = session.client(
             "s3",
             config=config,
             endpoint_url=endpoint,
             aws_access_key_id=access_key,
             aws_secret_access_key=secret_key,
         )
+        client.meta.events.register_first("needs-retry.s3", Patience(uri))
     except ValueError as error:
         raise StoreRefused(f"{uri}: {error}; AWS_ENDPOINT_URL_S3 must be a URL such as http://HOST:PORT") from None
+    return client
 
 
 def _parts() -> "TransferConfig":
@@ -314,5 +317,6 @@ def _explain_failure(error: Exception, where: str) -> AtelierError:
     if isinstance(error, boto.NoCredentialsError | boto.PartialCredentialsError | boto.ProfileNotFound):
         return StoreRefused(f"{where}: {text}; set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_PROFILE")
     if isinstance(error, boto.EndpointConnectionError | boto.ConnectTimeoutError | boto.SSLError):
-        return StoreRefused(f"{where}: {text}; is the store running, and AWS_ENDPOINT_URL_S3 its address?")
+        # No mistake of the user for sure: a job that meets an outage is tried again.
+        return StoreError(f"{where}: {text}; is the store running, and AWS_ENDPOINT_URL_S3 its address?")
     return StoreError(f"{where}: {text}; try again")

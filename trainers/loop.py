@@ -54,7 +54,7 @@ def train(
     saved = checkpoints.newest(task.store, task.run_ref)
     if saved:
         state.restore(saved)
-        say(f"train {task.model}: resumed at step {saved.step:,}/{spec.steps:,}")
+        say(f"train {task.model}: resumed at step {saved.step:,}/{spec.steps:,}{_on(place.world)}")
     else:
         warmstart.begin(task, state, say if place.rank == 0 else lambda _: None)
     meter = Meter(task, place, say, state.metrics, cost.flops_per_step, peak)
@@ -97,6 +97,10 @@ def train(
     # --- The run's files, then its record.
     if place.rank == 0:
         finish(task, state, alarms.warnings)
+
+
+def _on(workers: int) -> str:
+    return f" on {workers} workers" if workers > 1 else " on 1 worker"
 
 
 def _cost(task: Task, place: Place) -> tuple[Summary, float | None]:

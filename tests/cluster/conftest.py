@@ -16,11 +16,14 @@ import pytest
 
 from pipeline import weed
 from pipeline.artifacts import Run as Record
+from pipeline.ids import run_id
 from pipeline.jobs import Job, JobsClient, JobsError, entrypoint_of, last_json
+from pipeline.recipe import load_recipe
 from pipeline.records import load
 from pipeline.store import Store, open_store
 from tests.cluster import hosts
 from tests.cluster.hosts import BRIDGE_ADDRESS, Host
+from trainers.checkpoints import committed_steps
 
 DOOR_PORT = 18333
 DASHBOARD_PORT = 8265
@@ -28,7 +31,7 @@ GCS_PORT = 6379
 DEADLINE_SECONDS = 600
 RECOVERIES: list[tuple[str, float]] = []  # fault, seconds until the run was farther than before
 STEP = re.compile(r"step ([\d,]+)/")
-RESUMED = re.compile(r"resumed at step ([\d,]+)/")
+RESUMED = re.compile(r"resumed at step ([\d,]+)/[\d,]+ on (\d+) worker")
 VAE = {
     "family": "vae",
     "steps": 1500,
@@ -91,9 +94,10 @@ class Line:
 class Run:
     """A training run as a Ray job, and how far its log says it is."""
 
-    def __init__(self, cluster: "Cluster", job_id: str) -> None:
+    def __init__(self, cluster: "Cluster", job_id: str, run_id: str) -> None:
         self.cluster = cluster
         self.job_id = job_id
+        self.ref = f"runs/{run_id}"
 
     def log(self) -> str:
         """What it has said; "" while Ray does not answer."""
@@ -107,9 +111,24 @@ class Run:
         """The last step that it has told of."""
         return max(map(_number, STEP.findall(self.log())), default=0)
 
-    def resumed(self) -> list[int]:
-        """The steps that it has resumed at."""
-        return list(map(_number, RESUMED.findall(self.log())))
+    def resumed(self) -> list[tuple[int, int]]:
+        """The steps that it has resumed at, each with the number of its workers then."""
+        return [(_number(step), int(workers)) for step, workers in RESUMED.findall(self.log())]
+
+    def committed(self) -> list[int]:
+        """The steps of its checkpoints in the store."""
+        return committed_steps(self.cluster.store, self.ref)
+
+    def losses(self, last: int) -> list[float]:
+        """Its logged losses up to a step."""
+        lines = map(json.loads, self.cluster.store.get(f"{self.ref}/metrics.jsonl").splitlines())
+        return [line["vae/loss"] for line in lines if line["step"] <= last]
+
+    def stop(self) -> None:
+        """Stop it as a person does; it commits the step that it is at."""
+        with self.cluster.client() as client:
+            client.stop(self.job_id)
+        until(lambda: self.cluster.job(self.job_id).finished, f"{self.job_id} stops")
 
     def reach(self, step: int, seconds: float = 240.0) -> None:
         """Wait until it is past a step. Fails where the job ends before."""
@@ -170,7 +189,9 @@ class Cluster:
         """Start a run of the recipe: the same for every `again`, so its end must be the same."""
         changes = [word for each in overrides for word in ("--set", each)]
         words = ["train", json.dumps(RECIPE), "--model", "vae", "--dataset", self.dataset, "--again", again, *changes]
-        return Run(self, self.submit(again, *words).id)
+        recipe = load_recipe(json.dumps(RECIPE), overrides)
+        ref = self.dataset.removeprefix(f"{self.store.uri}/")
+        return Run(self, self.submit(again, *words).id, run_id(recipe, "vae", ref, again))
 
     def job(self, job_id: str) -> Job:
         with self.client() as client:

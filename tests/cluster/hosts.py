@@ -164,6 +164,22 @@ class Host:
             self._running.wait()
             self._running = None
 
+    def reclaim(self, leave: Sequence[str], grace_seconds: float) -> None:
+        """End it as a cloud takes a spot machine back: its service's stop command, and no power after the grace."""
+        ends = time.monotonic() + grace_seconds
+        assert self._running
+        self._running.kill()  # whoever would start the service again; the service itself stays
+        self._running.wait()
+        enter = ["nsenter", f"--net=/run/netns/{self._namespace}"]
+        with self.log.open("ab") as log:
+            stopping = subprocess.Popen(
+                [*enter, *leave], env={**os.environ, **self.environment}, stdout=log, stderr=subprocess.STDOUT
+            )
+        time.sleep(max(0.0, ends - time.monotonic()))
+        self.power_off()
+        stopping.kill()
+        stopping.wait()
+
     def remove(self) -> None:
         """Take the host away."""
         self.power_off()
