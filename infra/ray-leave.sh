@@ -1,5 +1,5 @@
 #!/bin/sh
-# Before a worker node of Ray stops: `ray-leave.sh SECONDS`, with RAY_ADDRESS and Ray's token in the environment.
+# Before a worker node of Ray stops: `ray-leave.sh SECONDS`, on that node, with Ray's token in the environment.
 #
 # Tells Ray that this node goes within SECONDS. Nothing new starts on it, runs commit checkpoints as fast as they are
 # written, and Ray ends the node once nothing runs on it. Returns then, or after SECONDS. For a preStop hook of
@@ -7,8 +7,8 @@
 set -eu
 seconds=${1:?expected the seconds until this node goes}
 ends=$(($(date +%s) + seconds))
-timeout "$seconds" ray drain-node --address="$RAY_ADDRESS" --reason=DRAIN_NODE_REASON_PREEMPTION \
-    --reason-message="the machine stops" --deadline-remaining-seconds="$seconds"
-while [ "$(date +%s)" -lt "$ends" ] && pgrep -x raylet >/dev/null; do
+timeout "$seconds" ray drain-node --reason=DRAIN_NODE_REASON_PREEMPTION --reason-message="the machine stops" \
+    --deadline-remaining-seconds="$seconds"
+while [ "$(date +%s)" -lt "$ends" ] && grep -qsx raylet /proc/[0-9]*/comm; do
     sleep 1
 done

@@ -264,7 +264,7 @@ def _connect(
             aws_access_key_id=access_key,
             aws_secret_access_key=secret_key,
         )
-        client.meta.events.register_first("needs-retry.s3", Patience(uri))
+        client.meta.events.register_first("needs-retry.s3", Patience(uri))  # type: ignore[arg-type]  # it answers
     except ValueError as error:
         raise StoreRefused(f"{uri}: {error}; AWS_ENDPOINT_URL_S3 must be a URL such as http://HOST:PORT") from None
     return client

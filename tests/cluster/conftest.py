@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 
 from pipeline import weed
@@ -144,7 +145,7 @@ class Run:
         start, was = time.monotonic(), self.step()
         until(lambda: self.step() > was, f"farther than step {was} after: {fault}", seconds)
         took = time.monotonic() - start
-        RECOVERIES.append((fault, took))
+        self.cluster.recovered(fault, took)
         return took
 
     def weights(self) -> str:
@@ -169,6 +170,7 @@ class Cluster:
     token: str
     store: Store
     home: Path  # of the store's server
+    server: weed.WeedState
     dataset: str = ""  # its URI, once it is ingested
 
     @property
@@ -214,21 +216,53 @@ class Cluster:
 
     def alive(self) -> int:
         """How many worker nodes Ray counts; 0 where its head does not answer."""
-        import httpx
-
-        headers = {"Authorization": f"Bearer {self.token}"}
-        url = f"{self.dashboard}/api/v0/nodes?filter_keys=state&filter_predicates=%3D&filter_values=ALIVE"
-        try:
-            answer = httpx.get(url, headers=headers, timeout=10, trust_env=False)
-            nodes = answer.json()["data"]["result"]["result"]
-        except (httpx.HTTPError, ValueError, KeyError, TypeError):
+        found = self.ask("/api/v0/nodes?filter_keys=state&filter_predicates=%3D&filter_values=ALIVE")
+        if not found or not found["data"]:
             return 0
-        return sum(not node["is_head_node"] for node in nodes)
+        return sum(not node["is_head_node"] for node in found["data"]["result"]["result"])
 
     def whole(self) -> None:
         """Wait until all hosts are there again."""
         until(self.answers, "Ray's head")
         until(lambda: self.alive() == len(self.workers), "all workers")
+
+    def free_cpus(self) -> int:
+        """The CPUs that nothing uses."""
+        status = self.ask("/api/cluster_status?format=1")
+        usage = status["data"]["clusterStatus"]["loadMetricsReport"]["usage"] if status else {}
+        used, there = usage.get("CPU", (0.0, 0.0))
+        return int(there - used)
+
+    def recovered(self, fault: str, seconds: float) -> None:
+        """Note how long a fault took to mend; printed at the end."""
+        RECOVERIES.append((fault, seconds))
+
+    def ask(self, path: str) -> Any:
+        """What the dashboard says; None where it does not answer."""
+        headers = {"Authorization": f"Bearer {self.token}"}
+        try:
+            return httpx.get(f"{self.dashboard}{path}", headers=headers, timeout=10, trust_env=False).json()
+        except (httpx.HTTPError, ValueError):
+            return None
+
+    def restore(self) -> None:
+        """As it was at the beginning, whatever a test has left: no job, the line open, all hosts there."""
+        self.line.be("open")
+        for host in (self.head, *self.workers):
+            host.mend()
+            if not host.on:
+                host.boot()
+        self.whole()
+        with self.client() as client:
+            for job in client.list():
+                if not job.finished:
+                    client.stop(job.id)
+        until(self.calm, "no job")
+
+    def calm(self) -> bool:
+        """Whether no job is under way."""
+        with self.client() as client:
+            return all(job.finished for job in client.list())
 
     def answers(self) -> bool:
         try:
@@ -258,14 +292,14 @@ def _hosts(folder: Path, environment: dict[str, str]) -> tuple[Host, list[Host]]
     for number in (3, 4):
         address = f"--node-ip-address=10.77.0.{number}"
         name = f"worker{number - 2}"
-        own = {"ATELIER_CACHE": str(folder / name / "cache")}
+        own = {"ATELIER_CACHE": str(folder / name / "cache"), "RAY_ADDRESS": f"{head.address}:{GCS_PORT}"}
         service = _ray(address, f"--address={head.address}:{GCS_PORT}", "--num-cpus=1")
         workers.append(Host(name, number, folder / name, service, environment | own))
     return head, workers
 
 
 @pytest.fixture(scope="session")
-def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
+def started(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
     """The cluster, up."""
     if why := hosts.forbidden():
         pytest.skip(f"no cluster on this machine: {why}")
@@ -290,7 +324,7 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
         for name, value in stored.items():
             patch.setenv(name, value)
         head, workers = _hosts(folder, environment)
-        cluster = Cluster(line, head, workers, environment, token, open_store(weed.STORE_URI), home)
+        cluster = Cluster(line, head, workers, environment, token, open_store(weed.STORE_URI), home, server)
         try:
             for host in (head, *workers):
                 host.make()
@@ -303,13 +337,21 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
                 host.remove()
             line.end()
             hosts.remove_bridge()
-            weed.stop(server)
+            if left := weed.find(home):
+                weed.stop(left)
 
 
 @pytest.fixture(scope="session")
-def undisturbed(cluster: Cluster) -> str:
+def undisturbed(started: Cluster) -> str:
     """The digest of the weights that every run must end with."""
-    return cluster.train("undisturbed").weights()
+    return started.train("undisturbed").weights()
+
+
+@pytest.fixture
+def cluster(started: Cluster) -> Iterator[Cluster]:
+    """The cluster, as it was at the beginning."""
+    yield started
+    started.restore()
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:

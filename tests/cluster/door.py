@@ -17,6 +17,7 @@ from dataclasses import dataclass
 
 import aiohttp
 from aiohttp import web
+from yarl import URL
 
 HOP_BY_HOP = {"connection", "keep-alive", "transfer-encoding", "te", "trailer", "upgrade"}  # RFC 9110, 7.6.1
 SLOW_DOWN = (
@@ -56,7 +57,7 @@ class Door:
         body = await request.read()
         url = f"{self.store_url}{request.raw_path}"
         async with session.request(
-            request.method, aiohttp.client.URL(url, encoded=True), headers=headers, data=body, allow_redirects=False
+            request.method, URL(url, encoded=True), headers=headers, data=body, allow_redirects=False
         ) as answer:
             kept = {name: value for name, value in answer.headers.items() if name.lower() not in HOP_BY_HOP}
             response = web.StreamResponse(status=answer.status, headers=kept)

@@ -112,6 +112,11 @@ class Host:
         """What its service says."""
         return self.folder / "service.log"
 
+    @property
+    def on(self) -> bool:
+        """Whether somebody looks after its service."""
+        return self._running is not None
+
     def make(self) -> None:
         """Lay its line and its control group; nothing runs yet."""
         self.remove()
@@ -170,7 +175,8 @@ class Host:
         assert self._running
         self._running.kill()  # whoever would start the service again; the service itself stays
         self._running.wait()
-        enter = ["nsenter", f"--net=/run/netns/{self._namespace}"]
+        inside = next(process.pid for process in self.processes() if process.name() == "raylet")
+        enter = ["nsenter", f"--target={inside}", "--net", "--mount"]
         with self.log.open("ab") as log:
             stopping = subprocess.Popen(
                 [*enter, *leave], env={**os.environ, **self.environment}, stdout=log, stderr=subprocess.STDOUT

@@ -1,0 +1,180 @@
+"""Airflow on PostgreSQL, beside the cluster: each server can be killed and started again by itself."""
+
+import os
+import pwd
+import re
+import secrets
+import subprocess
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import httpx
+import psutil
+
+from pipeline.airflow_client import AirflowClient, StageView
+from pipeline.processes import MARK, Server, end, process_of, spawn
+from pipeline.servers import (
+    AIRFLOW_SERVERS,
+    NO_PROXY,
+    AirflowServers,
+    Ports,
+    RayHead,
+    airflow_command,
+    airflow_environment,
+    new_airflow,
+)
+from pipeline.settings import child_environment
+from tests.cluster.conftest import Cluster, until
+from tests.cluster.hosts import program
+
+HEARTBEAT_SECONDS = 30  # after which Airflow gives a task's process, or a triggerer, up
+ENDED = {"success", "failed"}
+
+
+@contextmanager
+def postgres(folder: Path) -> Iterator[str]:
+    """A server on a free port of loopback, as the user `postgres` or `nobody`; gives SQLAlchemy's URL of a database."""
+    names = {entry.pw_name for entry in pwd.getpwall()}
+    user = "postgres" if "postgres" in names else "nobody"
+    port, password = Ports(None, None).free(), secrets.token_hex(16)
+    data = folder / "data"
+    folder.mkdir()
+    (folder / "password").write_text(password)
+    for path in (folder, folder / "password"):
+        os.chown(path, pwd.getpwnam(user).pw_uid, -1)
+    for above in folder.parents[:3]:  # pytest's own folders are closed to others
+        above.chmod(above.stat().st_mode | 0o011)
+    init = [_program("initdb"), f"--pgdata={data}", "--username=airflow", "--auth=scram-sha-256"]
+    subprocess.run([*init, f"--pwfile={folder}/password"], check=True, user=user, cwd=folder, capture_output=True)
+    options = {"listen_addresses": "127.0.0.1", "port": port, "unix_socket_directories": folder, "fsync": "off"}
+    settings = [word for name, value in options.items() for word in ("-c", f"{name}={value}")]
+    with (folder / "log").open("wb") as log:
+        server = subprocess.Popen(
+            [_program("postgres"), "-D", str(data), *settings],
+            user=user,
+            cwd=folder,
+            stdout=log,
+            stderr=log,
+            start_new_session=True,
+        )
+    try:
+        ready = [_program("pg_isready"), "--host=127.0.0.1", f"--port={port}"]
+        until(lambda: subprocess.run(ready, capture_output=True, check=False).returncode == 0, "PostgreSQL", 60)
+        yield f"postgresql+psycopg2://airflow:{password}@127.0.0.1:{port}/postgres"
+    finally:
+        server.terminate()
+        server.wait(60)
+
+
+def _program(name: str) -> str:
+    found = program(name)
+    assert found, name
+    return found
+
+
+@dataclass
+class Airflow:
+    """Its servers, by name."""
+
+    where: AirflowServers
+    environment: Mapping[str, str]
+    mark: str
+    servers: dict[str, Server] = field(default_factory=dict)
+
+    def start(self, name: str) -> None:
+        """Start one server."""
+        log = self.where.home / f"{name}-{time.monotonic_ns()}.log"
+        self.servers[name] = spawn(name, airflow_command(name, *AIRFLOW_SERVERS[name]), self.environment, log)
+
+    def kill(self, name: str) -> None:
+        """`kill -9` a server's own process; what it started stays, as it would."""
+        process = process_of(self.servers[name])
+        assert process
+        process.kill()
+        process.wait(10)
+
+    def kill_tasks(self) -> int:
+        """`kill -9` the processes of all tasks at work; gives how many."""
+        found = [process for process in psutil.process_iter(["cmdline"]) if self._runs_a_task(process)]
+        for process in found:
+            process.kill()
+        return len(found)
+
+    def _runs_a_task(self, process: psutil.Process) -> bool:
+        title = " ".join(process.info["cmdline"] or [])
+        if not re.match("airflow worker -- (?!LocalExecutor)", title):  # those of the executor watch over tasks
+            return False
+        scheduler = self.servers["scheduler"].pid
+        return scheduler in {parent.pid for parent in process.parents()}
+
+    def healthy(self) -> bool:
+        """Whether all of it says that it is well."""
+        try:
+            parts = httpx.get(f"{self.where.url}/api/v2/monitor/health", timeout=5, trust_env=False).json()
+        except (httpx.HTTPError, ValueError):
+            return False
+        names = ("metadatabase", "scheduler", "triggerer", "dag_processor")
+        return all((parts.get(name) or {}).get("status") == "healthy" for name in names)
+
+
+@contextmanager
+def airflow(cluster: Cluster, folder: Path, recipes: Path) -> Iterator[Airflow]:
+    """All of Airflow, up; its connection `ray_default` leads to the cluster."""
+    folder.mkdir()
+    with postgres(folder / "postgres") as database:
+        where = new_airflow(folder / "home", Ports(None, None))
+        head = RayHead(dashboard=cluster.dashboard, address="", token=cluster.token, folder=folder)
+        mark = secrets.token_hex(8)
+        environment = {
+            **{name: value for name, value in cluster.environment.items() if not name.startswith("RAY_")},
+            **NO_PROXY,
+            **airflow_environment(where, head),
+            MARK: mark,
+            "ATELIER_RECIPES": str(recipes),
+            "AIRFLOW__DATABASE__SQL_ALCHEMY_CONN": database,
+            "AIRFLOW__SCHEDULER__TASK_INSTANCE_HEARTBEAT_TIMEOUT": str(HEARTBEAT_SECONDS),
+            "AIRFLOW__SCHEDULER__TASK_INSTANCE_HEARTBEAT_TIMEOUT_DETECTION_INTERVAL": "5",
+            "AIRFLOW__SCHEDULER__ORPHANED_TASKS_CHECK_INTERVAL": "10",
+            "AIRFLOW__SCHEDULER__SCHEDULER_HEALTH_CHECK_THRESHOLD": str(HEARTBEAT_SECONDS),
+            "AIRFLOW__TRIGGERER__TRIGGERER_HEALTH_CHECK_THRESHOLD": str(HEARTBEAT_SECONDS),
+        }
+        subprocess.run(
+            airflow_command("db", "migrate"), env=child_environment(**environment), check=True, capture_output=True
+        )
+        found = Airflow(where, environment, mark)
+        try:
+            for name in AIRFLOW_SERVERS:
+                found.start(name)
+            until(found.healthy, "Airflow", 240)
+            yield found
+        finally:
+            end(list(found.servers.values()), mark)
+
+
+@dataclass
+class DagRun:
+    """One run of the DAG of models, by its REST API."""
+
+    client: AirflowClient
+    dag_id: str
+    run_id: str
+
+    @property
+    def path(self) -> str:
+        return f"/dags/{self.dag_id}/dagRuns/{self.run_id}"
+
+    def state(self) -> str:
+        return self.client.run_state(self.dag_id, self.run_id)
+
+    def stage(self, name: str) -> StageView | None:
+        """A task by its name, such as `vae.train`."""
+        found = {stage.name: stage for stage in self.client.stages(self.dag_id, self.run_id, ["vae"])}
+        return found.get(name)
+
+    def task(self, task_id: str) -> Any:
+        """What the API says of a mapped task's only instance."""
+        return self.client.ask("GET", f"{self.path}/taskInstances/{task_id}/0", missing_is_none=True) or {}
