@@ -54,7 +54,8 @@ def train(
     saved = checkpoints.newest(task.store, task.run_ref)
     if saved:
         state.restore(saved)
-        say(f"train {task.model}: resumed at step {saved.step:,}/{spec.steps:,}{_on(place.world)}")
+        if place.rank == 0:
+            say(f"train {task.model}: resumed at step {saved.step:,}/{spec.steps:,}{_on(place.world)}")
     else:
         warmstart.begin(task, state, say if place.rank == 0 else lambda _: None)
     meter = Meter(task, place, say, state.metrics, cost.flops_per_step, peak)

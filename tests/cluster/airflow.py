@@ -4,10 +4,12 @@ import os
 import pwd
 import re
 import secrets
+import signal
 import subprocess
+import tempfile
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -28,7 +30,7 @@ from pipeline.servers import (
     new_airflow,
 )
 from pipeline.settings import child_environment
-from tests.cluster.conftest import Cluster, until
+from tests.cluster.cluster import Cluster, until
 from tests.cluster.hosts import program
 
 HEARTBEAT_SECONDS = 30  # after which Airflow gives a task's process, or a triggerer, up
@@ -36,38 +38,29 @@ ENDED = {"success", "failed"}
 
 
 @contextmanager
-def postgres(folder: Path) -> Iterator[str]:
+def postgres() -> Iterator[str]:
     """A server on a free port of loopback, as the user `postgres` or `nobody`; gives SQLAlchemy's URL of a database."""
-    names = {entry.pw_name for entry in pwd.getpwall()}
-    user = "postgres" if "postgres" in names else "nobody"
+    users = {entry.pw_name: entry.pw_uid for entry in pwd.getpwall()}
+    user = "postgres" if "postgres" in users else "nobody"
     port, password = Ports(None, None).free(), secrets.token_hex(16)
-    data = folder / "data"
-    folder.mkdir()
-    (folder / "password").write_text(password)
-    for path in (folder, folder / "password"):
-        os.chown(path, pwd.getpwnam(user).pw_uid, -1)
-    for above in folder.parents[:3]:  # pytest's own folders are closed to others
-        above.chmod(above.stat().st_mode | 0o011)
-    init = [_program("initdb"), f"--pgdata={data}", "--username=airflow", "--auth=scram-sha-256"]
-    subprocess.run([*init, f"--pwfile={folder}/password"], check=True, user=user, cwd=folder, capture_output=True)
-    options = {"listen_addresses": "127.0.0.1", "port": port, "unix_socket_directories": folder, "fsync": "off"}
-    settings = [word for name, value in options.items() for word in ("-c", f"{name}={value}")]
-    with (folder / "log").open("wb") as log:
-        server = subprocess.Popen(
-            [_program("postgres"), "-D", str(data), *settings],
-            user=user,
-            cwd=folder,
-            stdout=log,
-            stderr=log,
-            start_new_session=True,
-        )
-    try:
+    with ExitStack() as ending:
+        # Not below pytest's folders, which are closed to other users.
+        folder = Path(ending.enter_context(tempfile.TemporaryDirectory(prefix="atelier-postgres-")))
+        (folder / "password").write_text(password)
+        for path in (folder, folder / "password"):
+            os.chown(path, users[user], -1)
+        words = [f"--pgdata={folder}/data", "--username=airflow", "--auth=scram-sha-256", f"--pwfile={folder}/password"]
+        subprocess.run([_program("initdb"), *words], check=True, user=user, cwd=folder, capture_output=True)
+        options = {"listen_addresses": "127.0.0.1", "port": port, "unix_socket_directories": folder, "fsync": "off"}
+        settings = [word for name, value in options.items() for word in ("-c", f"{name}={value}")]
+        log = ending.enter_context((folder / "log").open("wb"))
+        command = [_program("postgres"), "-D", f"{folder}/data", *settings]
+        server = subprocess.Popen(command, user=user, cwd=folder, stdout=log, stderr=log, start_new_session=True)
+        ending.callback(server.wait, 60)
+        ending.callback(server.send_signal, signal.SIGINT)  # 'fast': clients are cut off
         ready = [_program("pg_isready"), "--host=127.0.0.1", f"--port={port}"]
         until(lambda: subprocess.run(ready, capture_output=True, check=False).returncode == 0, "PostgreSQL", 60)
         yield f"postgresql+psycopg2://airflow:{password}@127.0.0.1:{port}/postgres"
-    finally:
-        server.terminate()
-        server.wait(60)
 
 
 def _program(name: str) -> str:
@@ -125,7 +118,7 @@ class Airflow:
 def airflow(cluster: Cluster, folder: Path, recipes: Path) -> Iterator[Airflow]:
     """All of Airflow, up; its connection `ray_default` leads to the cluster."""
     folder.mkdir()
-    with postgres(folder / "postgres") as database:
+    with postgres() as database:
         where = new_airflow(folder / "home", Ports(None, None))
         head = RayHead(dashboard=cluster.dashboard, address="", token=cluster.token, folder=folder)
         mark = secrets.token_hex(8)

@@ -16,7 +16,7 @@ from pipeline.records import load
 from pipeline.releases import releases_of
 from tests.cluster import airflow as airflows
 from tests.cluster.airflow import Airflow, DagRun
-from tests.cluster.conftest import RECIPE, Cluster, Run, until
+from tests.cluster.cluster import RECIPE, Cluster, Run, until
 
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(1200)]
 DAG = "tried_models"

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.cluster.conftest import Cluster, until
+from tests.cluster.cluster import Cluster, until
 
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(900)]
 CUT_SECONDS = 40.0
