@@ -11,6 +11,7 @@ import time
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +32,7 @@ from pipeline.servers import (
 )
 from pipeline.settings import child_environment
 from tests.cluster.cluster import Cluster, until
-from tests.cluster.hosts import program
+from tests.cluster.hosts import program, title_of
 
 HEARTBEAT_SECONDS = 30  # after which Airflow gives a task's process, or a triggerer, up
 ENDED = {"success", "failed"}
@@ -90,28 +91,35 @@ class Airflow:
         process.kill()
         process.wait(10)
 
-    def kill_tasks(self) -> int:
-        """`kill -9` the processes of all tasks at work; gives how many."""
-        found = [process for process in psutil.process_iter(["cmdline"]) if self._runs_a_task(process)]
-        for process in found:
+    def kill_once_submitted(self, dag_id: str, run_id: str, task_id: str) -> None:
+        """`kill -9` the process of a mapped task's first try when its log says that it has submitted its Ray job."""
+        folder = f"logs/dag_id={dag_id}/run_id={run_id}/task_id={task_id}/map_index=0"
+        log = self.where.home / folder / "attempt=1.log"
+        until(log.exists, f"{task_id} of {run_id}", pause_seconds=0.01)
+        processes = self._task_processes()
+        until(lambda: b"Ray job " in log.read_bytes(), "its job", pause_seconds=0.0)
+        for process in processes:
             process.kill()
-        return len(found)
 
-    def _runs_a_task(self, process: psutil.Process) -> bool:
-        title = " ".join(process.info["cmdline"] or [])
-        if not re.match("airflow worker -- (?!LocalExecutor)", title):  # those of the executor watch over tasks
-            return False
-        scheduler = self.servers["scheduler"].pid
-        return scheduler in {parent.pid for parent in process.parents()}
+    def _task_processes(self) -> list[psutil.Process]:
+        """Those that run tasks; the executor's own, which watch over them, have its name in their title."""
+        started = psutil.Process(self.servers["scheduler"].pid).children(recursive=True)
+        return [
+            found for found in started if re.match("airflow worker -- (?!LocalExecutor)", " ".join(found.cmdline()))
+        ]
 
-    def healthy(self) -> bool:
-        """Whether all of it says that it is well."""
+    def healthy(self, since: float = 0.0) -> bool:
+        """Whether all of it says that it is well, and has said so since a time (of `time.time()`)."""
         try:
             parts = httpx.get(f"{self.where.url}/api/v2/monitor/health", timeout=5, trust_env=False).json()
         except (httpx.HTTPError, ValueError):
             return False
-        names = ("metadatabase", "scheduler", "triggerer", "dag_processor")
-        return all((parts.get(name) or {}).get("status") == "healthy" for name in names)
+        names = ("scheduler", "triggerer", "dag_processor")
+        return (parts.get("metadatabase") or {}).get("status") == "healthy" and all(
+            (found := parts.get(name) or {}).get("status") == "healthy"
+            and datetime.fromisoformat(found[f"latest_{name}_heartbeat"]).timestamp() > since
+            for name in names
+        )
 
 
 @contextmanager

@@ -54,12 +54,12 @@ HEALTH = {
 }
 
 
-def until(condition: Callable[[], object], what: str, seconds: float = 180.0) -> None:
+def until(condition: Callable[[], object], what: str, seconds: float = 180.0, pause_seconds: float = 0.2) -> None:
     """Wait for a condition; fails after `seconds`, a limit against hanging only."""
     deadline = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < deadline, f"it did not come in {seconds:g} s: {what}"
-        time.sleep(0.2)
+        time.sleep(pause_seconds)
 
 
 class Line:
@@ -226,7 +226,7 @@ class Cluster:
 
     def free_cpus(self) -> int:
         """The CPUs that nothing uses."""
-        status = self.ask("/api/cluster_status?format=1")
+        status = self.ask("/api/cluster_status")
         usage = status["data"]["clusterStatus"]["loadMetricsReport"]["usage"] if status else {}
         used, there = usage.get("CPU", (0.0, 0.0))
         return int(there - used)

@@ -213,13 +213,14 @@ class Host:
 
     def kill(self, title: str) -> int:
         """`kill -9` the processes whose command line holds `title`; gives how many."""
-        victims = [process for process in self.processes() if title in _title(process)]
+        victims = [process for process in self.processes() if title in title_of(process)]
         for process in victims:
             process.send_signal(signal.SIGKILL)
         return len(victims)
 
 
-def _title(process: psutil.Process) -> str:
+def title_of(process: psutil.Process) -> str:
+    """Its command line; "" where it has ended."""
     try:
         return " ".join(process.cmdline())
     except psutil.Error:
