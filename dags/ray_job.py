@@ -20,7 +20,7 @@ import time
 from collections.abc import AsyncIterator, Mapping
 from typing import TYPE_CHECKING, Any, cast
 
-from airflow.sdk import Asset, BaseHook, BaseOperator
+from airflow.sdk import Asset, BaseHook, BaseOperator, BaseOperatorLink
 from airflow.sdk.configuration import conf
 from airflow.sdk.exceptions import AirflowException, AirflowFailException
 from airflow.triggers.base import BaseTrigger, TriggerEvent
@@ -92,7 +92,7 @@ class RayJobOperator(BaseOperator):
     """
 
     template_fields = ("options", "shown_as")
-    operator_extra_links = (RayJobLink(), RecordLink())
+    operator_extra_links: tuple[BaseOperatorLink, ...] = (RayJobLink(), RecordLink())
 
     def __init__(
         self,

@@ -18,7 +18,7 @@ from airflow.sdk.definitions.deadline import DeadlineAlert, DeadlineReference
 from airflow.sdk.definitions.retry_policy import ExceptionRetryPolicy, RetryAction, RetryRule
 from airflow.sdk.exceptions import AirflowFailException
 
-from dags.links import RayJobLink, ReleaseLink, TensorBoardLink
+from dags.links import RayJobLink, RecordLink, ReleaseLink, TensorBoardLink
 from dags.notifiers import Webhook
 from dags.ray_job import RayJobOperator, nonce_of
 from dags.shelf import read_recipes
@@ -39,7 +39,7 @@ MAX_RETRY_DELAY = timedelta(hours=1)
 class TrainOperator(RayJobOperator):
     """Trains one model as the run's parameters say. One that is cleared after it succeeded trains again."""
 
-    operator_extra_links = (RayJobLink(), TensorBoardLink())
+    operator_extra_links = (RayJobLink(), RecordLink(), TensorBoardLink())
 
     def more_options(self, context: "Context") -> "Mapping[str, Any]":
         params: Any = context["params"]
