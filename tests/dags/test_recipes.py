@@ -53,7 +53,9 @@ def test_parsing_imports_no_torch_ray_boto3_or_numpy(parsed: Any) -> None:
 
 def test_every_recipe_has_its_two_dags(parsed: Any) -> None:
     shipped = {file.stem for file in (REPOSITORY / "pipeline/recipes").glob("*.yaml")}
-    expected = {f"{name}_{part}" for name in {*shipped, "small", "watched"} for part in ("dataset", "models")}
+    expected = {
+        f"{name}_{part}" for name in {*shipped, "small", "watched", "arriving"} for part in ("dataset", "models")
+    }
     assert set(parsed["dags"]) == {*expected, "housekeeping"}
 
 
@@ -91,6 +93,7 @@ def test_a_pool_is_taken_a_slot_for_each_worker_by_training_only(tmp_path: Path)
     assert dag["pools"]["model.evaluate"] == ["gpus", 1]
     assert dag["pools"]["model.publish"] == ["default_pool", 1]
     assert dag["params"]["workers"]["maximum"] == 3
+    assert "A training takes 3 slots of the pool `gpus`" in dag["doc"]
 
 
 def test_the_newest_of_several_events_is_trained_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -134,8 +137,8 @@ def test_a_file_takes_the_place_of_the_one_with_its_name_in_an_earlier_folder(tm
 
 @pytest.mark.stack
 def test_a_run_by_hand_without_a_dataset_says_what_to_do(running: Running) -> None:
-    running.start("small_models", "by-hand", {})
-    state, stages = running.ended("small_models", "by-hand")
+    running.start("mnist_models", "by-hand", {})  # which nobody has ingested here
+    state, stages = running.ended("mnist_models", "by-hand")
     assert (state, stages["dataset"].try_number) == ("failed", 1)
     assert "start the run with the parameter `dataset`" in str(running.airflow.error_of(stages["dataset"]))
 

@@ -1,23 +1,32 @@
 """The watch on a source: what makes an event, and what does not."""
 
 import asyncio
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
+from pipeline.artifacts import Dataset
 from pipeline.pictures import encode_png
 from pipeline.recipe import load_recipe
+from pipeline.records import open_record
+from pipeline.store import open_store
 from tests.dags.conftest import WATCHED, Running, until, watched_folder
 
 
-def add_images(folder: Path, first: int, count: int) -> None:
+def images(first: int, count: int) -> Iterator[tuple[str, bytes]]:
+    """Names, with a class folder, and PNGs of noise."""
     rng = np.random.default_rng(first)
     for index in range(first, first + count):
-        place = folder / "ab"[index % 2]
-        place.mkdir(parents=True, exist_ok=True)
-        (place / f"{index}.png").write_bytes(encode_png(rng.integers(0, 256, (8, 8, 1), dtype=np.uint8)))
+        yield f"{'ab'[index % 2]}/{index}.png", encode_png(rng.integers(0, 256, (8, 8, 1), dtype=np.uint8))
+
+
+def add_images(folder: Path, first: int, count: int) -> None:
+    for name, data in images(first, count):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_bytes(data)
 
 
 class Kept:
@@ -127,3 +136,30 @@ def test_images_that_arrive_are_ingested_once_without_a_hand(running: Running, r
     until(lambda: len(runs()) == 2 and all(run["state"] == "success" for run in runs()))
     uris = {running.airflow.result_of(running.stages("watched_dataset", run["dag_run_id"])["ingest"]) for run in runs()}
     assert len(uris) == 2
+    assert running.events_of("watched_dataset") == 2
+    running.tell("watched_source", {})  # a scheduled run that finds the source as it was, as cron makes them
+    until(lambda: len(runs()) == 3 and all(run["state"] == "success" for run in runs()))
+    assert running.events_of("watched_dataset") == 2
+
+
+@pytest.mark.stack
+def test_images_that_are_put_under_a_prefix_of_the_store_are_ingested_without_a_hand(running: Running) -> None:
+    running.airflow.ask("PATCH", "/dags/arriving_models", {"is_paused": True})
+
+    def uris() -> list[str]:
+        """Of the datasets that were made, the newest last."""
+        found = running.airflow.ask("GET", "/dags/arriving_dataset/dagRuns?order_by=run_after")["dag_runs"]
+        assert all(run["state"] != "failed" for run in found)
+        made = [running.stages("arriving_dataset", run["dag_run_id"])["ingest"] for run in found]
+        return [str(running.airflow.result_of(stage)) for stage in made if stage.state == "success"]
+
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in running.stack.store_environment.items():
+            patch.setenv(name, value)
+        store = open_store("s3://atelier")
+        for first in (0, 6):
+            for name, data in images(first, 6):
+                store.put(f"incoming/{name}", data)
+            until(lambda: len(uris()) == first // 6 + 1)
+        counts = [sum(open_record(uri, Dataset)[1].splits.values()) for uri in uris()]  # type: ignore[union-attr]
+    assert counts == [6, 12]
