@@ -9,6 +9,7 @@ cannot be read. A model is an instance of a mapped group: a run trains the model
 one that fails spoils no other. What travels between tasks are URIs of records.
 """
 
+import contextlib
 import logging
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, cast
@@ -36,6 +37,7 @@ if TYPE_CHECKING:
 
 MAX_RETRY_DELAY = timedelta(hours=1)
 _log = logging.getLogger(__name__)
+CHOSEN = "chosen"  # in a task's state store: the dataset that it gave
 TOLD = "told"  # in a dataset's asset state store: the last event, as the URI and the run that made it
 
 
@@ -180,12 +182,20 @@ def ray_job(
 
 
 @task
-def dataset(params: Any = None, triggering_asset_events: Any = None, asset_state_store: Any = None) -> str:
-    """The dataset to train on: of the newest asset event that started this run, or the run's parameter `dataset`, or
-    the newest that the recipe's other DAG has told of."""
-    events = [event for of_asset in triggering_asset_events.values() for event in of_asset]
-    newest = max(events, key=lambda event: event.timestamp, default=None)
-    uri = (newest.extra.get("uri") if newest else params["dataset"]) or asset_state_store.get(TOLD, {}).get("uri")
+def dataset(
+    params: Any = None,
+    triggering_asset_events: Any = None,
+    inlet_events: Any = None,
+    asset_state_store: Any = None,
+    task_state_store: Any = None,
+) -> str:
+    """The dataset to train on: the newest that there is an event of where events started this run, else the run's
+    parameter `dataset`, else the newest that the recipe's other DAG has told of. Cleared, it gives the same again."""
+    uri = task_state_store.get(CHOSEN)
+    if not uri and triggering_asset_events:
+        uri = newest_uri(triggering_asset_events, inlet_events)
+    if not uri:
+        uri = params["dataset"] or asset_state_store.get(TOLD, {}).get("uri")
     if not uri:
         words = (
             "expected the URI of a dataset, got none, and this recipe has none yet: run the DAG that ingests it, or "
@@ -193,8 +203,23 @@ def dataset(params: Any = None, triggering_asset_events: Any = None, asset_state
         )
         _log.error(words)  # above the traceback, which cannot be left out
         raise AirflowFailException(words)
+    task_state_store.set(CHOSEN, uri)
     _log.info("training on %s", uri)
     return str(uri)
+
+
+def newest_uri(triggering: Any, inlet_events: Any) -> str | None:
+    """The dataset of the newest event, which need not be one of those that Airflow names as the run's.
+
+    Of several that come while a run is busy, Airflow 3.3.2 starts the next run for the first, and starts none for the
+    others (apache/airflow#56050).
+    """
+    events = [event for of_asset in triggering.values() for event in of_asset]
+    with contextlib.suppress(AirflowRuntimeError):  # it cannot list events while a run of theirs is queued
+        events += inlet_events[0].ascending(False).limit(1)
+    told = [event for event in events if (event.extra or {}).get("uri")]
+    newest = max(told, key=lambda event: event.timestamp, default=None)
+    return str(newest.extra["uri"]) if newest else None
 
 
 @task

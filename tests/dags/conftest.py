@@ -35,7 +35,11 @@ models:
   vae: {family: vae, steps: 5}
 schedule: {watch: source, poll_seconds: 1, settle_seconds: 4}
 """
-WATCHED_PREFIX = WATCHED.replace("name: watched", "name: arriving").replace("FOLDER", "s3://atelier/incoming")
+WATCHED_PREFIX = (
+    WATCHED.replace("name: watched", "name: arriving")
+    .replace("FOLDER", "s3://atelier/incoming")
+    .replace("settle_seconds: 4", "settle_seconds: 1")
+)
 BROKEN = SMALL.replace("name: small", "name: broken").replace("height: 8", "hight: 8")
 
 
@@ -60,6 +64,19 @@ class Running:
     def stages(self, dag_id: str, run_id: str, models: Sequence[str] = ()) -> dict[str, StageView]:
         """The tasks of a run by name; Airflow itself knows an instance's model only once it has begun."""
         return {stage.name: stage for stage in self.airflow.stages(dag_id, run_id, models)}
+
+    def result_when_done(self, dag_id: str, run_id: str, name: str, models: Sequence[str] = ()) -> str:
+        """Wait for a task's success; what it gave."""
+
+        def done() -> StageView | None:
+            stage = self.stages(dag_id, run_id, models).get(name)
+            assert stage is None or stage.state != "failed", self.airflow.error_of(stage)
+            return stage if stage and stage.state == "success" else None
+
+        until(done)
+        stage = done()
+        assert stage is not None
+        return str(self.airflow.result_of(stage))
 
     def page(self, link: str, *, logged_in: bool = True) -> httpx.Response:
         """What a browser gets that follows a link of a task."""

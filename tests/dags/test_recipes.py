@@ -96,12 +96,29 @@ def test_a_pool_is_taken_a_slot_for_each_worker_by_training_only(tmp_path: Path)
     assert "A training takes 3 slots of the pool `gpus`" in dag["doc"]
 
 
-def test_the_newest_of_several_events_is_trained_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("AIRFLOW_HOME", str(tmp_path))
-    from dags.recipes import dataset
+class Events(list[SimpleNamespace]):
+    """What Airflow gives for an inlet: the newest event here."""
 
-    events = [SimpleNamespace(timestamp=at, extra={"uri": f"s3://b/datasets/x/{at}"}) for at in (2, 3, 1)]
-    assert dataset.function({"dataset": None}, {"asset": events}) == "s3://b/datasets/x/3"
+    def ascending(self, _: bool) -> "Events":
+        return self
+
+    def limit(self, _: int) -> "Events":
+        return self
+
+
+def event(at: int, uri: str | None = None) -> SimpleNamespace:
+    return SimpleNamespace(timestamp=at, extra={"uri": uri or f"s3://b/datasets/x/{at}"} if uri != "" else None)
+
+
+def test_the_newest_event_is_trained_on_even_where_it_started_no_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("AIRFLOW_HOME", str(tmp_path))
+    from dags.recipes import newest_uri
+
+    assert newest_uri({"x": [event(2), event(3), event(1)]}, [Events([event(3)])]) == "s3://b/datasets/x/3"
+    assert newest_uri({"x": [event(2)]}, [Events([event(5)])]) == "s3://b/datasets/x/5"
+    assert newest_uri({"x": [event(2), event(3, "")]}, [Events([event(3, "")])]) == "s3://b/datasets/x/2"
 
 
 def test_a_broken_recipe_is_an_import_error_with_its_line_and_spoils_no_other(parsed: Any) -> None:
