@@ -1,27 +1,32 @@
-"""Links from a task to what it is about. Airflow asks for them where a task ends, and keeps them as XComs."""
+"""Links from a task to what it is about.
+
+Airflow asks for them where a task ends, and keeps them as XComs for good: so none holds an address of the store, which
+moves, or a signature, which expires. They lead to Airflow's own api-server (`dags.record_pages`).
+"""
 
 from typing import TYPE_CHECKING, Any
-from urllib.parse import quote
+from urllib.parse import quote, urlsplit
 
 import attrs
 from airflow.sdk import BaseOperatorLink
 from airflow.sdk.bases.xcom import BaseXCom
-
-from pipeline.settings import Settings
+from airflow.sdk.configuration import conf
 
 if TYPE_CHECKING:
     from airflow.sdk.types import TaskInstanceKey
 
+PREFIX = "/atelier"  # of the pages, at the api-server
 
-def browse_url(uri: str, endpoint: str | None) -> str:
-    """Where a person looks into a folder of the store: the server's listing of it, or AWS's console."""
-    scheme, _, path = uri.partition("://")
-    if scheme != "s3":
-        return uri
-    bucket, _, key = path.partition("/")
-    if endpoint:
-        return f"{endpoint.rstrip('/')}/{bucket}?list-type=2&prefix={quote(key + '/')}"
-    return f"https://s3.console.aws.amazon.com/s3/buckets/{bucket}?prefix={quote(key + '/')}"
+
+def base_path() -> str:
+    """The path below which Airflow lies at its host; "" for the root."""
+    return urlsplit(str(conf.get("api", "base_url", fallback=""))).path.rstrip("/")
+
+
+def page_of(ti_key: "TaskInstanceKey", path: str = "") -> str:
+    """The page of what a task made, or of a file of it: below the host by which a person sees Airflow."""
+    parts = (ti_key.dag_id, ti_key.run_id, ti_key.task_id, str(ti_key.map_index))
+    return f"{base_path()}{PREFIX}/{'/'.join(quote(part, safe='') for part in parts)}/{path}"
 
 
 def _kept(ti_key: "TaskInstanceKey", key: str) -> str:
@@ -44,26 +49,26 @@ class RayJobLink(BaseOperatorLink):
 
 @attrs.define(frozen=True)
 class RecordLink(BaseOperatorLink):
-    """The folder of the record that the task made: a dataset, an evaluation, a sample set."""
+    """The page of the record that the task made: a dataset, an evaluation, a sample set. None where it made none."""
 
     name: str = "Record"
-    folder: str = ""
+    path: str = ""
 
     def get_link(self, operator: Any, *, ti_key: "TaskInstanceKey") -> str:
-        uri = _kept(ti_key, BaseXCom.XCOM_RETURN_KEY)
-        return browse_url(f"{uri}{self.folder}", Settings.from_environment().s3_endpoint) if uri else ""
+        return page_of(ti_key, self.path) if _kept(ti_key, BaseXCom.XCOM_RETURN_KEY) else ""
 
 
 @attrs.define(frozen=True)
 class TensorBoardLink(RecordLink):
-    """The folder of a run's event files, for `tensorboard --logdir`."""
+    """The event files of a run, for `tensorboard --logdir`."""
 
     name: str = "TensorBoard files"
-    folder: str = "/tensorboard"
+    path: str = "tensorboard/"
 
 
 @attrs.define(frozen=True)
 class ReleaseLink(RecordLink):
-    """The folder of a release, with its card and report."""
+    """The report of a release, with its samples, figures and downloads."""
 
     name: str = "Release report"
+    path: str = "report.html"

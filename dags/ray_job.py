@@ -16,11 +16,12 @@ then carries a word of its own (`nonce_of`), which its retries share. Publishing
 import asyncio
 import hashlib
 import json
+import logging
 import time
 from collections.abc import AsyncIterator, Mapping
 from typing import TYPE_CHECKING, Any, cast
 
-from airflow.sdk import Asset, BaseHook, BaseOperator
+from airflow.sdk import Asset, BaseHook, BaseOperator, BaseOperatorLink
 from airflow.sdk.configuration import conf
 from airflow.sdk.exceptions import AirflowException, AirflowFailException
 from airflow.triggers.base import BaseTrigger, TriggerEvent
@@ -92,7 +93,7 @@ class RayJobOperator(BaseOperator):
     """
 
     template_fields = ("options", "shown_as")
-    operator_extra_links = (RayJobLink(), RecordLink())
+    operator_extra_links: tuple[BaseOperatorLink, ...] = (RayJobLink(), RecordLink())
 
     def __init__(
         self,
@@ -152,16 +153,19 @@ class RayJobOperator(BaseOperator):
             if job is None:
                 raise AirflowException(f"Ray no longer knows job {event['job_id']}: its head was started anew")
             log = client.log(job.id)
-        for line in log[event["logged"] :].splitlines():
-            self.log.info("%s", line)
+        _emit(self.log, log[event["logged"] :])
         context["task_state_store"].set(SPENT, job.attempt)
         uri = _uri_of(job, log)
         done = cast(int, context["task_state_store"].get(DONE, 0))
         context["task_state_store"].set(DONE, done + 1)
-        for asset in self.outlets:
-            if isinstance(asset, Asset):
-                context["outlet_events"][asset].extra = {"uri": uri}
+        self.outlets = [asset for asset in self.outlets if self.is_news(context, asset, uri)]  # of this try: Airflow
+        for asset in self.outlets:  # makes an event for each of a successful task's outlets
+            context["outlet_events"][asset].extra = {"uri": uri}
         return uri
+
+    def is_news(self, context: "Context", asset: Asset, uri: str) -> bool:
+        """Whether those who wait for an asset are to be told of what the job made."""
+        return True
 
     def on_kill(self) -> None:
         """Someone ended the task before it was deferred: stop the job. (Later it is the trigger's on_kill.)"""
@@ -258,6 +262,11 @@ class RayJobTrigger(BaseTrigger):
         """Log the lines of `text`, without an unfinished last one unless it is the whole; gives the characters used."""
         if not whole:
             text = text[: text.rfind("\n") + 1]
-        for line in text.splitlines():
-            self.log.info("%s", line)
+        _emit(self.log, text)
         return len(text)
+
+
+def _emit(log: Any, text: str) -> None:
+    """A job's lines as a task's; what the job calls an error is one, so that it stands out and can be filtered for."""
+    for line in text.splitlines():
+        log.log(logging.ERROR if line.startswith("error: ") else logging.INFO, "%s", line)

@@ -9,21 +9,23 @@ cannot be read. A model is an instance of a mapped group: a run trains the model
 one that fails spoils no other. What travels between tasks are URIs of records.
 """
 
+import contextlib
+import logging
 from datetime import timedelta
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
-from airflow.sdk import DAG, Asset, Param, get_current_context, task, task_group
+from airflow.sdk import DAG, Asset, get_current_context, task, task_group
 from airflow.sdk.definitions.callback import AsyncCallback
 from airflow.sdk.definitions.deadline import DeadlineAlert, DeadlineReference
 from airflow.sdk.definitions.retry_policy import ExceptionRetryPolicy, RetryAction, RetryRule
-from airflow.sdk.exceptions import AirflowFailException
+from airflow.sdk.exceptions import AirflowFailException, AirflowRuntimeError
 
-from dags.links import RayJobLink, ReleaseLink, TensorBoardLink
+from dags.links import RayJobLink, RecordLink, ReleaseLink, TensorBoardLink
 from dags.notifiers import Webhook
 from dags.ray_job import RayJobOperator, nonce_of
 from dags.shelf import read_recipes
 from dags.watch import source_asset
-from pipeline.artifacts import digest_of
+from dags.words import about, model_params, models_doc
 from pipeline.errors import UserError
 from pipeline.recipe import Recipe, WatchSpec
 from pipeline.settings import Settings
@@ -34,12 +36,44 @@ if TYPE_CHECKING:
     from airflow.sdk import Context
 
 MAX_RETRY_DELAY = timedelta(hours=1)
+_log = logging.getLogger(__name__)
+CHOSEN = "chosen"  # in a task's state store: the dataset that it gave
+TOLD = "told"  # in a dataset's asset state store: the last event, as the URI and the run that made it
+
+
+class IngestOperator(RayJobOperator):
+    """Makes a dataset, and tells of it where it is news.
+
+    A scheduled run that finds the dataset that was told of last makes no event, so that a cron over a source at rest
+    starts no training. A run by hand always makes one: whoever starts it wants to see the models follow (of those only
+    what is not done yet is done), such as those whose DAG was paused before. So does a run that is cleared.
+    """
+
+    def is_news(self, context: "Context", asset: Asset, uri: str) -> bool:
+        run: Any = context["dag_run"]
+        notes = context["asset_state_store"][asset]
+        last = cast("dict[str, str]", notes.get(TOLD, {}))
+        if run.run_type != "manual" and last.get("uri") == uri and self._was_told(context, last["run_id"]):
+            self.log.info("the source is unchanged: %s is the dataset that was told of last, no event is made", uri)
+            return False
+        notes.set(TOLD, {"uri": uri, "run_id": run.run_id})
+        return True
+
+    def _was_told(self, context: "Context", run_id: str) -> bool:
+        """Whether another run that noted to make an event has made it: it may have died in between."""
+        instance: Any = context["ti"]
+        if run_id == instance.run_id:
+            return False
+        try:
+            return bool(instance.get_dagrun_state(instance.dag_id, run_id) == "success")
+        except AirflowRuntimeError:  # somebody has deleted the run: one event too many does no harm
+            return False
 
 
 class TrainOperator(RayJobOperator):
     """Trains one model as the run's parameters say. One that is cleared after it succeeded trains again."""
 
-    operator_extra_links = (RayJobLink(), TensorBoardLink())
+    operator_extra_links = (RayJobLink(), RecordLink(), TensorBoardLink())
 
     def more_options(self, context: "Context") -> "Mapping[str, Any]":
         params: Any = context["params"]
@@ -65,7 +99,7 @@ def dataset_dag(recipe: Recipe, asset: Asset, store: str | None) -> DAG:
         doc_md=f"Ingests the images of {about(recipe)} and tells `{recipe.name}_models`.",
         **common(recipe),
     ) as dag:
-        ray_job(recipe, "ingest", {"store": store} if store else {}, outlets=[asset])
+        ray_job(recipe, "ingest", {"store": store} if store else {}, IngestOperator, outlets=[asset])
     return dag
 
 
@@ -78,7 +112,7 @@ def models_dag(recipe: Recipe, asset: Asset) -> DAG:
         doc_md=models_doc(recipe),
         **common(recipe),
     ) as dag:
-        dataset_uri = dataset()
+        dataset_uri = dataset.override(inlets=[asset])()
 
         @task_group(group_id="model")
         def of_model(model: Any) -> None:
@@ -112,53 +146,6 @@ def common(recipe: Recipe) -> dict[str, Any]:
         interval = timedelta(minutes=asked.late_after_minutes)
         options["deadline"] = DeadlineAlert(DeadlineReference.DAGRUN_QUEUED_AT, interval, late)
     return options
-
-
-def model_params(recipe: Recipe) -> dict[str, Param]:
-    """What a run by hand may say. Airflow's form shows it and refuses what the schema does not allow."""
-    names = list(recipe.models)
-    most = recipe.cluster.workers if recipe.airflow.pool else 4096  # slots of the pool are taken before a run is known
-    integer = ["null", "integer"]
-    return {
-        "dataset": Param(None, type=["null", "string"], description="URI of the dataset, for a run by hand"),
-        "models": Param(
-            names,
-            type="array",
-            items={"type": "string", "enum": names},
-            examples=names,
-            minItems=1,
-            uniqueItems=True,
-            description="Which models to train",
-        ),
-        "steps": Param(None, type=integer, minimum=1, description="Steps of each; empty: as the recipe says"),
-        "seed": Param(None, type=integer, minimum=0, maximum=2**31 - 1, description="Seed; empty: the recipe's"),
-        "workers": Param(None, type=integer, minimum=1, maximum=most, description="Workers; empty: the recipe's"),
-        "force": Param(False, type="boolean", description="Train again what is trained already"),
-    }
-
-
-def about(recipe: Recipe) -> str:
-    """Which recipe, to the letter: by its digest `atelier run --airflow` knows that Airflow has read the same one."""
-    return f"the recipe `{recipe.name}` ({digest_of(recipe.to_json())})"
-
-
-def models_doc(recipe: Recipe) -> str:
-    """What the DAG does, for its page."""
-    rows = [
-        f"| `{name}` | {spec.family} | {spec.steps:,} of {spec.batch_size} images | `{recipe.release_name(name)}` |"
-        for name, spec in recipe.models.items()
-    ]
-    return "\n".join(
-        [
-            f"Trains, measures and publishes the models of {about(recipe)}.\n",
-            "| model | family | steps | release |",
-            "| --- | --- | --- | --- |",
-            *rows,
-            f"\nA release takes the alias `{recipe.release.alias}` where its {recipe.gate.metric} is "
-            f"{recipe.gate.direction} than the champion's, beyond the 95% interval. Clear `train` to train again, "
-            "`publish` to publish the same release again.",
-        ]
-    )
 
 
 def model_tasks(recipe: Recipe, model: Any, dataset_uri: Any) -> None:
@@ -195,17 +182,44 @@ def ray_job(
 
 
 @task
-def dataset(params: Any = None, triggering_asset_events: Any = None) -> str:
-    """The dataset to train on: of the newest asset event that started this run, or the run's parameter `dataset`."""
-    events = [event for of_asset in triggering_asset_events.values() for event in of_asset]
-    newest = max(events, key=lambda event: event.timestamp, default=None)
-    uri = newest.extra.get("uri") if newest else params["dataset"]
+def dataset(
+    params: Any = None,
+    triggering_asset_events: Any = None,
+    inlet_events: Any = None,
+    asset_state_store: Any = None,
+    task_state_store: Any = None,
+) -> str:
+    """The dataset to train on: the newest that there is an event of where events started this run, else the run's
+    parameter `dataset`, else the newest that the recipe's other DAG has told of. Cleared, it gives the same again."""
+    uri = task_state_store.get(CHOSEN)
+    if not uri and triggering_asset_events:
+        uri = newest_uri(triggering_asset_events, inlet_events)
     if not uri:
-        raise AirflowFailException(
-            "expected the URI of a dataset, got none: start the run with the parameter `dataset` (a URI such as "
-            "s3://bucket/datasets/NAME/ID), or run the DAG that ingests it"
+        uri = params["dataset"] or asset_state_store.get(TOLD, {}).get("uri")
+    if not uri:
+        words = (
+            "expected the URI of a dataset, got none, and this recipe has none yet: run the DAG that ingests it, or "
+            "start the run with the parameter `dataset` (a URI such as s3://bucket/datasets/NAME/ID)"
         )
+        _log.error(words)  # above the traceback, which cannot be left out
+        raise AirflowFailException(words)
+    task_state_store.set(CHOSEN, uri)
+    _log.info("training on %s", uri)
     return str(uri)
+
+
+def newest_uri(triggering: Any, inlet_events: Any) -> str | None:
+    """The dataset of the newest event, which need not be one of those that Airflow names as the run's.
+
+    Of several that come while a run is busy, Airflow 3.3.2 starts the next run for the first, and starts none for the
+    others (apache/airflow#56050).
+    """
+    events = [event for of_asset in triggering.values() for event in of_asset]
+    with contextlib.suppress(AirflowRuntimeError):  # it cannot list events while a run of theirs is queued
+        events += inlet_events[0].ascending(False).limit(1)
+    told = [event for event in events if (event.extra or {}).get("uri")]
+    newest = max(told, key=lambda event: event.timestamp, default=None)
+    return str(newest.extra["uri"]) if newest else None
 
 
 @task

@@ -274,9 +274,13 @@ def up(
 ) -> None:
     """Start the embedded stack on this machine and leave it running: store, Ray and Airflow."""
     from pipeline import stack
+    from pipeline.pools import make_pools_of
 
     settings = Settings.from_environment()
     state = stack.up(settings.home, airflow=airflow, ray_port=ray_port, airflow_port=airflow_port, say=say)
+    if state.airflow:
+        for line in make_pools_of(state.airflow, [*settings.recipe_folders, stack.recipes_folder(state.home)]):
+            say(line)
     report(json_, stack.public(state), stack.describe(state))
 
 

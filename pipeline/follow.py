@@ -21,6 +21,7 @@ from pipeline.airflow_client import AirflowClient, StageView
 from pipeline.artifacts import digest_of
 from pipeline.errors import AtelierError, RecipeError
 from pipeline.jobs import JobsClient, JobsError, own_lines
+from pipeline.pools import make_pools
 from pipeline.recipe import Recipe, load_recipe, recipe_files
 from pipeline.settings import Settings, update_environment
 from pipeline.store import Store, open_store
@@ -109,6 +110,8 @@ def follow(running: stack.StackState, recipe: Recipe, console: Console) -> Follo
         with console.status("waiting for Airflow to read the recipe"):
             for dag_id in dags:
                 airflow.wait_for_dag(dag_id, digest_of(recipe.to_json()))
+        for line in make_pools(airflow, [recipe]):
+            console.print(line, markup=False, soft_wrap=True)
         runs = [airflow.trigger(dags[0])]
         watch = _Watch(airflow, jobs, console, tuple(recipe.models))
         with watch.shown():

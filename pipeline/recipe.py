@@ -446,7 +446,7 @@ def _at(origin: str, lines: dict[str, int], path: str) -> str:
 def _one_line(error: ValidationError, origin: str, lines: dict[str, int]) -> str:
     """The first complaint as one line: where, what was expected, what came, and how many more there are."""
     found = error.errors()
-    first = found[0]
+    first = next((one for one in found if one["type"] == "extra_forbidden"), found[0])  # a slip misses its field, too
     path = ".".join(str(part) for part in first["loc"] if part != "[key]")
     expected = first["msg"].removeprefix("Input should be ").removeprefix("Value error, ")
     if first["type"] == "missing":

@@ -69,10 +69,11 @@ def publish_uris(recipe_json: str, model: str, run_uri: str, evaluation_uri: str
 
 
 def promote_uri(recipe_json: str, release_uri: str, who: str, why: str) -> str:
-    """The gate by the URI of a release, as a DAG's task calls it; gives its reason."""
+    """The gate by the URI of a release, as a DAG's task calls it; says what it did and why."""
     store, release = open_record(release_uri, Release)
     assert isinstance(release, Release)
-    return promote_if_better(store, load_recipe(recipe_json), release, who=who, why=why).reason
+    verdict = promote_if_better(store, load_recipe(recipe_json), release, who=who, why=why)
+    return f"{'promoted' if verdict.promoted else 'kept as candidate'}: {verdict.reason}"
 
 
 def publish(

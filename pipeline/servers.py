@@ -95,6 +95,11 @@ def new_ray_head(home: Path, ports: Ports) -> RayHead:
     )
 
 
+def ray_cpus() -> int:
+    """How many CPUs the Ray head says it has."""
+    return max(MIN_RAY_CPUS, os.cpu_count() or 1)
+
+
 def ray_command(head: RayHead, ports: Ports) -> list[str]:
     """Start a Ray head on loopback, beside any other that may run on this machine."""
     options = {
@@ -109,7 +114,7 @@ def ray_command(head: RayHead, ports: Ports) -> list[str]:
         "metrics-export-port": ports.free(),
         "node-manager-port": ports.free(),
         "object-manager-port": ports.free(),
-        "num-cpus": max(MIN_RAY_CPUS, os.cpu_count() or 1),
+        "num-cpus": ray_cpus(),
         "object-store-memory": OBJECT_STORE_BYTES,
         "temp-dir": head.folder,
     }

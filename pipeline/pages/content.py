@@ -101,3 +101,25 @@ class Card:
     lead: str
     headline: tuple[tuple[str, str], ...]  # figures: name and value
     retracted: bool
+
+
+@dataclass(frozen=True)
+class Listed:
+    """One file of a folder: its path from the page, and its size."""
+
+    href: str
+    bytes: int
+
+
+@dataclass(frozen=True)
+class Folder:
+    """What the page of a record's folder shows."""
+
+    uri: str
+    title: str
+    lead: str
+    rows: tuple[tuple[str, str], ...]
+    pictures: tuple[str, ...]
+    files: tuple[Listed, ...]
+    more: bool  # files than are listed
+    events: bool  # whether they are TensorBoard's

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from pipeline import __version__
 from pipeline.pages.charts import CURVE_HEIGHT, CURVE_WIDTH
-from pipeline.pages.content import Card, Report, Sampler
+from pipeline.pages.content import Card, Folder, Report, Sampler
 
 if TYPE_CHECKING:
     from jinja2 import Environment
@@ -47,6 +47,11 @@ def report(content: Report, sampler: Sampler, gallery_at: str = "") -> bytes:
 def gallery(cards: Sequence[Card]) -> bytes:
     """The page over all releases."""
     return _page("gallery.html.j2", ["page.js"], cards=cards)
+
+
+def record(content: Folder) -> bytes:
+    """The page of a record's folder."""
+    return _page("record.html.j2", ["page.js"], content=content)
 
 
 def _page(template: str, scripts: Sequence[str], **values: Any) -> bytes:

@@ -30,6 +30,14 @@ TYPES = {
 INERT = "default-src 'none'; img-src 'self' data:; style-src 'unsafe-inline'; sandbox"
 
 
+def type_of(path: str) -> tuple[str, bool]:
+    """A file's media type, and whether a browser shows it rather than saves it."""
+    suffix = posixpath.splitext(path)[1]
+    if suffix in TYPES:
+        return TYPES[suffix], True
+    return mimetypes.types_map.get(suffix, "application/octet-stream"), False
+
+
 class GalleryServer(ThreadingHTTPServer):
     """Serves a store's gallery until it is shut down."""
 
@@ -99,9 +107,7 @@ class _Handler(BaseHTTPRequestHandler):
         if self.headers.get("If-None-Match") == etag:
             self._send(HTTPStatus.NOT_MODIFIED, b"", body=False, headers=headers)
             return
-        suffix = posixpath.splitext(path)[1]
-        kind = TYPES.get(suffix) or mimetypes.types_map.get(suffix, "application/octet-stream")
-        self._send(HTTPStatus.OK, data, body=body, kind=kind, headers=headers)
+        self._send(HTTPStatus.OK, data, body=body, kind=type_of(path)[0], headers=headers)
 
     def _send(
         self,

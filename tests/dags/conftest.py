@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 
 from pipeline import stack
@@ -34,6 +35,11 @@ models:
   vae: {family: vae, steps: 5}
 schedule: {watch: source, poll_seconds: 1, settle_seconds: 4}
 """
+WATCHED_PREFIX = (
+    WATCHED.replace("name: watched", "name: arriving")
+    .replace("FOLDER", "s3://atelier/incoming")
+    .replace("settle_seconds: 4", "settle_seconds: 1")
+)
 BROKEN = SMALL.replace("name: small", "name: broken").replace("height: 8", "hight: 8")
 
 
@@ -59,6 +65,40 @@ class Running:
         """The tasks of a run by name; Airflow itself knows an instance's model only once it has begun."""
         return {stage.name: stage for stage in self.airflow.stages(dag_id, run_id, models)}
 
+    def result_when_done(self, dag_id: str, run_id: str, name: str, models: Sequence[str] = ()) -> str:
+        """Wait for a task's success; what it gave."""
+
+        def done() -> StageView | None:
+            stage = self.stages(dag_id, run_id, models).get(name)
+            assert stage is None or stage.state != "failed", self.airflow.error_of(stage)
+            return stage if stage and stage.state == "success" else None
+
+        until(done)
+        stage = done()
+        assert stage is not None
+        return str(self.airflow.result_of(stage))
+
+    def page(self, link: str, *, logged_in: bool = True) -> httpx.Response:
+        """What a browser gets that follows a link of a task."""
+        assert self.stack.airflow is not None
+        base, who = self.stack.airflow.url, self.stack.airflow
+        headers = {}
+        if logged_in:
+            login = {"username": who.user, "password": who.password}
+            token = httpx.post(f"{base}/auth/token", json=login, trust_env=False).json()["access_token"]
+            headers["Cookie"] = f"_token={token}"
+        return httpx.get(f"{base}{link}", headers=headers, trust_env=False)
+
+    def tell(self, asset: str, extra: dict[str, str]) -> None:
+        """Make an event of an asset, as a producer outside Airflow does."""
+        found = self.airflow.ask("GET", f"/assets?name_pattern={asset}")["assets"]
+        [asset_id] = [one["id"] for one in found if one["name"] == asset]
+        self.airflow.ask("POST", "/assets/events", {"asset_id": asset_id, "extra": extra})
+
+    def events_of(self, dag_id: str) -> int:
+        """How many asset events the runs of a DAG have made."""
+        return int(self.airflow.ask("GET", f"/assets/events?source_dag_id={dag_id}")["total_entries"])
+
     def job_of(self, run_id: str) -> Job | None:
         """The newest Ray job of a run."""
         jobs = [job for job in self.jobs.list() if job.metadata.get("run_id") == run_id]
@@ -82,10 +122,11 @@ def watched_folder(recipes: Path) -> Path:
 
 @pytest.fixture(scope="session")
 def recipes(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with a recipe, and one that is broken."""
+    """A folder with recipes, one of them broken."""
     folder = tmp_path_factory.mktemp("recipes")
     (folder / "small.yaml").write_text(SMALL)
     (folder / "broken.yaml").write_text(BROKEN)
+    (folder / "arriving.yaml").write_text(WATCHED_PREFIX)
     (folder / "watched.yaml").write_text(WATCHED.replace("FOLDER", str(watched_folder(folder))))
     return folder
 
@@ -108,7 +149,7 @@ def running(tmp_path_factory: pytest.TempPathFactory, recipes: Path) -> Iterator
                 AirflowClient(started.airflow) as airflow,
                 JobsClient(started.ray.dashboard, started.ray.token) as jobs,
             ):
-                for dag_id in ("shell_job", "small_models", "watched_dataset", "housekeeping"):
+                for dag_id in ("shell_job", "small_models", "watched_dataset", "arriving_dataset", "housekeeping"):
                     until(lambda dag_id=dag_id: airflow.ask("GET", f"/dags/{dag_id}", missing_is_none=True))  # type: ignore[misc]
                 yield Running(started, airflow, jobs)
         finally:

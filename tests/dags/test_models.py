@@ -93,9 +93,17 @@ def test_each_task_links_to_what_it_is_about(running: Running, made: dict[str, s
     job = running.job_of("one")
     assert job is not None
     assert train["Ray job"].startswith(f"{running.jobs.address}/#/jobs/small_models-model.train-")
-    run = made["vae.train"].rpartition("/")[2]
-    assert train["TensorBoard files"].endswith(f"prefix=runs/{run}/tensorboard/")
-    assert links("model.publish")["Release report"].endswith("prefix=releases/small-vae/1/")
+    report = running.page(links("model.publish")["Release report"])
+    assert report.status_code == 200 and "small-vae <span" in report.text
+    assert report.headers["Content-Security-Policy"].startswith(
+        "sandbox allow-scripts"
+    )  # it comes from the store: no page of Airflow's
+    assert made["vae.train"] in running.page(train["Record"]).text
+    assert "TensorBoard files</h1>" in running.page(train["TensorBoard files"]).text
+    assert running.page(f"{train['Record']}no-such-file").status_code == 404
+    assert running.page(train["Record"].replace("model.train", "model.promote")).status_code == 404
+    stranger = running.page(train["Record"], logged_in=False)
+    assert stranger.is_redirect and "/auth/login" in stranger.headers["Location"]
 
 
 def test_a_cleared_publish_publishes_the_same_release_again(running: Running, made: dict[str, str]) -> None:
@@ -106,6 +114,16 @@ def test_a_cleared_train_trains_again(running: Running, made: dict[str, str]) ->
     again = clear(running, "model.train", downstream=True)
     assert again["vae.train"] != made["vae.train"]
     assert again["vae.publish"].endswith("/releases/small-vae/2")
+
+
+def test_what_is_trained_is_trained_again_only_by_force(running: Running, dataset: str, made: dict[str, str]) -> None:
+    again: list[str] = []
+    for run_id, force in (("done", False), ("forced", True)):
+        asked = {"models": ["vae"], "steps": 3, "force": force}  # by hand without a dataset: the newest
+        running.start("small_models", run_id, asked)
+        again.append(running.result_when_done("small_models", run_id, "vae.train", ("vae",)))
+        running.airflow.ask("PATCH", f"/dags/small_models/dagRuns/{run_id}", {"state": "failed"})
+    assert again[0] == made["vae.train"] and again[1] not in made.values()
 
 
 def test_a_wrong_parameter_is_refused_by_its_schema(running: Running, dataset: str) -> None:
@@ -126,6 +144,8 @@ def test_a_users_mistake_fails_at_once_and_is_told(running: Running, messages: M
 
 def test_one_models_failure_spoils_no_other(running: Running, dataset: str) -> None:
     running.start("small_models", "spoiled", {"dataset": dataset, "steps": 2})
+    for uri in (f"{dataset}0", dataset):  # two datasets while the models are busy
+        running.tell("small", {"uri": uri})
     train = "/dags/small_models/dagRuns/spoiled/taskInstances/model.train/0"
     until(lambda: (found := running.airflow.ask("GET", train, missing_is_none=True)) and found["state"] == "deferred")
     running.airflow.ask("PATCH", train, {"new_state": "failed"})
@@ -135,4 +155,19 @@ def test_one_models_failure_spoils_no_other(running: Running, dataset: str) -> N
 
     until(lambda: state_of("other.sample") == "success", PATIENCE_SECONDS)
     assert state_of("vae.evaluate") == "upstream_failed"
+    assert not by_assets(running)
     running.airflow.ask("PATCH", "/dags/small_models/dagRuns/spoiled", {"state": "failed"})
+
+
+def test_several_datasets_that_came_meanwhile_are_one_run_on_the_newest(running: Running, dataset: str) -> None:
+    until(lambda: by_assets(running))
+    [run_id] = by_assets(running)
+    assert running.result_when_done("small_models", run_id, "dataset") == dataset
+    running.airflow.ask("PATCH", f"/dags/small_models/dagRuns/{run_id}", {"state": "failed"})
+    assert by_assets(running) == [run_id]
+
+
+def by_assets(running: Running) -> list[str]:
+    """The runs of the models that datasets have started."""
+    found = running.airflow.ask("GET", "/dags/small_models/dagRuns?run_type=asset_triggered")["dag_runs"]
+    return [run["dag_run_id"] for run in found]

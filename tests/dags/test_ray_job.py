@@ -5,10 +5,13 @@ from pathlib import Path
 
 import httpx
 import pytest
+import yaml
 
 from pipeline.errors import UserError
 from pipeline.jobs import entrypoint_of
-from tests.dags.conftest import Running, until
+from pipeline.pools import make_pools
+from pipeline.recipe import Recipe, load_recipe
+from tests.dags.conftest import SMALL, Running, until
 
 pytestmark = pytest.mark.stack
 URI_LINE = """echo '{"uri": "memory://made"}'"""
@@ -132,6 +135,21 @@ def test_a_pool_keeps_deferred_jobs_from_running_side_by_side(running: Running) 
     tasks = running.airflow.ask("GET", "/dags/pooled_job/dagRuns/~/taskInstances")["task_instances"]
     earlier, later = sorted((task["start_date"], task["end_date"]) for task in tasks)
     assert earlier[1] <= later[0]
+
+
+def test_the_pool_of_a_recipe_is_made_where_it_is_missing_and_told_of_where_it_is_too_small(running: Running) -> None:
+    def recipe(workers: int) -> Recipe:
+        text = SMALL.replace("notify: alerts", "pool: made").replace("launcher: local", f"workers: {workers}")
+        return load_recipe(Recipe.model_validate(yaml.safe_load(text)).to_json())
+
+    [line] = make_pools(running.airflow, [recipe(1), recipe(2)])
+    made = running.airflow.ask("GET", "/pools/made")
+    assert made["slots"] >= 2 and made["include_deferred"] is True
+    assert line == f"made Airflow's pool made with {made['slots']} slots"
+    assert make_pools(running.airflow, [recipe(2)]) == []
+    [line] = make_pools(running.airflow, [recipe(1), recipe(500)])
+    assert f"expected a pool made of 500 slots or more, one for each worker, got {made['slots']}" in line
+    assert running.airflow.ask("GET", "/pools/made") == made
 
 
 def test_asking_is_rarer_for_a_long_job_and_after_failures() -> None:

@@ -53,7 +53,9 @@ def test_parsing_imports_no_torch_ray_boto3_or_numpy(parsed: Any) -> None:
 
 def test_every_recipe_has_its_two_dags(parsed: Any) -> None:
     shipped = {file.stem for file in (REPOSITORY / "pipeline/recipes").glob("*.yaml")}
-    expected = {f"{name}_{part}" for name in {*shipped, "small", "watched"} for part in ("dataset", "models")}
+    expected = {
+        f"{name}_{part}" for name in {*shipped, "small", "watched", "arriving"} for part in ("dataset", "models")
+    }
     assert set(parsed["dags"]) == {*expected, "housekeeping"}
 
 
@@ -91,14 +93,32 @@ def test_a_pool_is_taken_a_slot_for_each_worker_by_training_only(tmp_path: Path)
     assert dag["pools"]["model.evaluate"] == ["gpus", 1]
     assert dag["pools"]["model.publish"] == ["default_pool", 1]
     assert dag["params"]["workers"]["maximum"] == 3
+    assert "A training takes 3 slots of the pool `gpus`" in dag["doc"]
 
 
-def test_the_newest_of_several_events_is_trained_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+class Events(list[SimpleNamespace]):
+    """What Airflow gives for an inlet: the newest event here."""
+
+    def ascending(self, _: bool) -> "Events":
+        return self
+
+    def limit(self, _: int) -> "Events":
+        return self
+
+
+def event(at: int, uri: str | None = None) -> SimpleNamespace:
+    return SimpleNamespace(timestamp=at, extra={"uri": uri or f"s3://b/datasets/x/{at}"} if uri != "" else None)
+
+
+def test_the_newest_event_is_trained_on_even_where_it_started_no_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("AIRFLOW_HOME", str(tmp_path))
-    from dags.recipes import dataset
+    from dags.recipes import newest_uri
 
-    events = [SimpleNamespace(timestamp=at, extra={"uri": f"s3://b/datasets/x/{at}"}) for at in (2, 3, 1)]
-    assert dataset.function({"dataset": None}, {"asset": events}) == "s3://b/datasets/x/3"
+    assert newest_uri({"x": [event(2), event(3), event(1)]}, [Events([event(3)])]) == "s3://b/datasets/x/3"
+    assert newest_uri({"x": [event(2)]}, [Events([event(5)])]) == "s3://b/datasets/x/5"
+    assert newest_uri({"x": [event(2), event(3, "")]}, [Events([event(3, "")])]) == "s3://b/datasets/x/2"
 
 
 def test_a_broken_recipe_is_an_import_error_with_its_line_and_spoils_no_other(parsed: Any) -> None:
@@ -134,8 +154,8 @@ def test_a_file_takes_the_place_of_the_one_with_its_name_in_an_earlier_folder(tm
 
 @pytest.mark.stack
 def test_a_run_by_hand_without_a_dataset_says_what_to_do(running: Running) -> None:
-    running.start("small_models", "by-hand", {})
-    state, stages = running.ended("small_models", "by-hand")
+    running.start("mnist_models", "by-hand", {})  # which nobody has ingested here
+    state, stages = running.ended("mnist_models", "by-hand")
     assert (state, stages["dataset"].try_number) == ("failed", 1)
     assert "start the run with the parameter `dataset`" in str(running.airflow.error_of(stages["dataset"]))
 

@@ -1,23 +1,32 @@
 """The watch on a source: what makes an event, and what does not."""
 
 import asyncio
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
+from pipeline.artifacts import Dataset
 from pipeline.pictures import encode_png
 from pipeline.recipe import load_recipe
+from pipeline.records import open_record
+from pipeline.store import open_store
 from tests.dags.conftest import WATCHED, Running, until, watched_folder
 
 
-def add_images(folder: Path, first: int, count: int) -> None:
+def images(first: int, count: int) -> Iterator[tuple[str, bytes]]:
+    """Names, with a class folder, and PNGs of noise."""
     rng = np.random.default_rng(first)
     for index in range(first, first + count):
-        place = folder / "ab"[index % 2]
-        place.mkdir(parents=True, exist_ok=True)
-        (place / f"{index}.png").write_bytes(encode_png(rng.integers(0, 256, (8, 8, 1), dtype=np.uint8)))
+        yield f"{'ab'[index % 2]}/{index}.png", encode_png(rng.integers(0, 256, (8, 8, 1), dtype=np.uint8))
+
+
+def add_images(folder: Path, first: int, count: int) -> None:
+    for name, data in images(first, count):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_bytes(data)
 
 
 class Kept:
@@ -127,3 +136,27 @@ def test_images_that_arrive_are_ingested_once_without_a_hand(running: Running, r
     until(lambda: len(runs()) == 2 and all(run["state"] == "success" for run in runs()))
     uris = {running.airflow.result_of(running.stages("watched_dataset", run["dag_run_id"])["ingest"]) for run in runs()}
     assert len(uris) == 2
+    assert running.events_of("watched_dataset") == 2
+    running.tell("watched_source", {})  # a scheduled run that finds the source as it was, as cron makes them
+    until(lambda: len(runs()) == 3 and all(run["state"] == "success" for run in runs()))
+    assert running.events_of("watched_dataset") == 2
+
+
+@pytest.mark.stack
+def test_images_that_are_put_under_a_prefix_of_the_store_are_ingested_without_a_hand(running: Running) -> None:
+    running.airflow.ask("PATCH", "/dags/arriving_models", {"is_paused": True})
+
+    def runs() -> list[dict[str, Any]]:
+        found: list[dict[str, Any]] = running.airflow.ask("GET", "/dags/arriving_dataset/dagRuns")["dag_runs"]
+        return found
+
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in running.stack.store_environment.items():
+            patch.setenv(name, value)
+        store = open_store("s3://atelier")
+        for name, data in images(0, 6):
+            store.put(f"incoming/{name}", data)
+        until(lambda: len(runs()) == 1 and runs()[0]["state"] == "success")
+        stage = running.stages("arriving_dataset", runs()[0]["dag_run_id"])["ingest"]
+        _, dataset = open_record(running.airflow.result_of(stage), Dataset)
+        assert isinstance(dataset, Dataset) and sum(dataset.splits.values()) == 6
