@@ -104,9 +104,7 @@ class Airflow:
     def _task_processes(self) -> list[psutil.Process]:
         """Those that run tasks; the executor's own, which watch over them, have its name in their title."""
         started = psutil.Process(self.servers["scheduler"].pid).children(recursive=True)
-        return [
-            found for found in started if re.match("airflow worker -- (?!LocalExecutor)", " ".join(found.cmdline()))
-        ]
+        return [found for found in started if re.match("airflow worker -- (?!LocalExecutor)", title_of(found))]
 
     def healthy(self, since: float = 0.0) -> bool:
         """Whether all of it says that it is well, and has said so since a time (of `time.time()`)."""
