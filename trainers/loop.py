@@ -41,11 +41,11 @@ def train(
     spec = task.spec
 
     # --- What it costs, where the data comes from: whole on the device where it fits.
+    tell = say if place.rank == 0 else _silent
     cost, peak = _cost(task, place)
-    if place.rank == 0:
-        shards = stream.split_shards(task.dataset, "train")
-        say(f"train {task.model}: {task.dataset.splits['train']:,} images in {len(shards):,} shards")
-        say(f"train {task.model}: {summary.line(cost)}")
+    shards = stream.split_shards(task.dataset, "train")
+    tell(f"train {task.model}: {task.dataset.splits['train']:,} images in {len(shards):,} shards")
+    tell(f"train {task.model}: {summary.line(cost)}")
     reader = stream.open_split(task.cache, task.store, task.dataset, "train", place.device, place.world)
     order = stream.order_of(reader.shard_sizes, spec.batch_size, spec.seed, reader.image_bytes)
 
@@ -54,10 +54,9 @@ def train(
     saved = checkpoints.newest(task.store, task.run_ref)
     if saved:
         state.restore(saved)
-        if place.rank == 0:
-            say(f"train {task.model}: resumed at step {saved.step:,}/{spec.steps:,}{_on(place.world)}")
+        tell(f"train {task.model}: resumed at step {saved.step:,}/{spec.steps:,}{_on(place.world)}")
     else:
-        warmstart.begin(task, state, say if place.rank == 0 else lambda _: None)
+        warmstart.begin(task, state, tell)
     meter = Meter(task, place, say, state.metrics, cost.flops_per_step, peak)
     if saved:
         meter.restore(saved.part("meter"))
@@ -98,6 +97,10 @@ def train(
     # --- The run's files, then its record.
     if place.rank == 0:
         finish(task, state, alarms.warnings)
+
+
+def _silent(line: str) -> None:
+    """What the other workers say."""
 
 
 def _on(workers: int) -> str:
