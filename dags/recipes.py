@@ -27,7 +27,8 @@ from dags.shelf import read_recipes
 from dags.watch import source_asset
 from dags.words import about, model_params, models_doc
 from pipeline.errors import UserError
-from pipeline.recipe import Recipe, WatchSpec
+from pipeline.recipe import Recipe
+from pipeline.sections import WatchSpec
 from pipeline.settings import Settings
 
 if TYPE_CHECKING:

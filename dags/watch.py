@@ -16,7 +16,8 @@ from airflow.sdk import Asset, AssetWatcher
 from airflow.triggers.base import BaseEventTrigger, TriggerEvent
 
 from pipeline.errors import AtelierError, SourceError
-from pipeline.recipe import Recipe, WatchSpec, load_recipe
+from pipeline.recipe import Recipe, load_recipe
+from pipeline.sections import WatchSpec
 
 if TYPE_CHECKING:
     from airflow.sdk.execution_time.context import AssetStateStoreAccessors

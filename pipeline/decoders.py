@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from PIL import Image
 
-    from pipeline.recipe import DatasetSpec
+    from pipeline.sections import DatasetSpec
 
     Pixels = NDArray[np.uint8]
 

@@ -22,11 +22,12 @@ _log = logging.getLogger(__name__)
 class Patience:
     """A botocore handler of the event `needs-retry`: gives the seconds to wait before one more attempt, or None.
 
-    One for each client; its threads share it. `uri` is for the log.
+    One for each client; its threads share it. `uri` is for the log; `broken`: the errors of a connection.
     """
 
-    def __init__(self, uri: str) -> None:
+    def __init__(self, uri: str, broken: tuple[type[Exception], ...]) -> None:
         self.uri = uri
+        self.broken = broken
         self._has_answered = False
         self._away_since: float | None = None
         self._said = False
@@ -36,10 +37,8 @@ class Patience:
         self, response: Any = None, attempts: int = 1, caught_exception: Exception | None = None, **_: Any
     ) -> float | None:
         """`response` is (HTTP response, parsed) or None; `attempts` counts those made so far."""
-        from botocore import exceptions as boto
-
         status = response[0].status_code if response is not None else None
-        broken = isinstance(caught_exception, boto.HTTPClientError | boto.ConnectionError)
+        broken = isinstance(caught_exception, self.broken)
         with self._lock:
             if status not in AWAY and not broken:
                 self._back()

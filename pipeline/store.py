@@ -243,6 +243,7 @@ def _connect(
 ) -> "S3Client":
     """A client; what is None here comes from the environment or the files of the AWS chain."""
     import boto3
+    from botocore import exceptions as boto
     from botocore.config import Config
 
     config = Config(
@@ -264,7 +265,8 @@ def _connect(
             aws_access_key_id=access_key,
             aws_secret_access_key=secret_key,
         )
-        client.meta.events.register_first("needs-retry.s3", Patience(uri))  # type: ignore[arg-type]  # it answers
+        patience = Patience(uri, (boto.HTTPClientError, boto.ConnectionError))
+        client.meta.events.register_first("needs-retry.s3", patience)  # type: ignore[arg-type]  # handlers may answer
     except ValueError as error:
         raise StoreRefused(f"{uri}: {error}; AWS_ENDPOINT_URL_S3 must be a URL such as http://HOST:PORT") from None
     return client

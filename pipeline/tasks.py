@@ -16,7 +16,7 @@ from importlib.util import find_spec
 from typing import Any, Protocol, TypeVar
 
 from pipeline.errors import AtelierError
-from pipeline.recipe import ClusterSpec
+from pipeline.sections import ClusterSpec
 from pipeline.settings import RAY_ON_LOOPBACK, Settings, update_environment
 
 RAY_PAYS_SECONDS = 20.0  # of work on one core: starting Ray takes 5 to 10

@@ -18,8 +18,9 @@ from pipeline import ids
 from pipeline.artifacts import Dataset, Run
 from pipeline.errors import AtelierError, IntegrityError, RecipeError, RecordError, Stopped, TrainingError
 from pipeline.nodecache import NodeCache
-from pipeline.recipe import ClusterSpec, Recipe, check_models, load_recipe
+from pipeline.recipe import Recipe, check_models, load_recipe
 from pipeline.records import find, load
+from pipeline.sections import ClusterSpec
 from pipeline.settings import Settings
 from pipeline.store import Store, open_store
 from pipeline.tasks import connect

@@ -14,9 +14,10 @@ import numpy as np
 from pipeline import __version__, ids, pictures, shards
 from pipeline.artifacts import FileEntry, Run, SampleSet, file_entry
 from pipeline.latents import image_seed
-from pipeline.recipe import ClusterSpec, Recipe
+from pipeline.recipe import Recipe
 from pipeline.records import commit, find
 from pipeline.release import provenance
+from pipeline.sections import ClusterSpec
 from pipeline.settings import Settings
 from pipeline.store import Store, open_store
 from pipeline.tasks import pool

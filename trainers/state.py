@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from pipeline.errors import UserError
-from pipeline.recipe import ModelSpec
+from pipeline.sections import ModelSpec
 from trainers import families, stream
 from trainers.checkpoints import Checkpoint
 from trainers.engine import Engine

@@ -7,7 +7,8 @@ import torch
 
 from pipeline.artifacts import Dataset
 from pipeline.nodecache import NodeCache
-from pipeline.recipe import ModelSpec, Recipe
+from pipeline.recipe import Recipe
+from pipeline.sections import ModelSpec
 from pipeline.store import Store
 
 Say = Callable[[str], None]

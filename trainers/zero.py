@@ -21,7 +21,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from pipeline.errors import TrainingError
-from pipeline.recipe import ClusterSpec
+from pipeline.sections import ClusterSpec
 from trainers.engine import (
     STATE_KEYS,
     Engine,

@@ -10,7 +10,7 @@ from collections import Counter
 
 from pipeline.artifacts import Dataset
 from pipeline.errors import SourceError
-from pipeline.recipe import ChecksSpec
+from pipeline.sections import ChecksSpec
 
 MIN_SPLIT_IMAGES = 2
 NAMED = 3  # examples in a message

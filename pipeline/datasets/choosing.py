@@ -7,7 +7,7 @@ from collections.abc import Iterable
 
 from pipeline.datasets.ledger import Ledger
 from pipeline.datasets.near import NearIndex
-from pipeline.recipe import DatasetSpec
+from pipeline.sections import DatasetSpec
 
 GROUP_PARTS = 256  # a new shard is gathered from so many parts at most
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from pipeline.artifacts import Dataset, Shard, file_entry
 from pipeline.datasets.parts import key_of
-from pipeline.recipe import DatasetSpec
+from pipeline.sections import DatasetSpec
 from pipeline.shards import Block, Sample, decode_shard, open_shard, read_shard, write_blocks, write_shard
 from pipeline.store import Store, open_store
 

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from pipeline.artifacts import Rejected, digest_of
 from pipeline.decoders import Unreadable, encode_image, fit_pixels, read_picture
 from pipeline.errors import NotFound
-from pipeline.recipe import DatasetSpec
+from pipeline.sections import DatasetSpec
 from pipeline.sources import Item, Piece, SourceBase
 from pipeline.store import Store, open_store
 

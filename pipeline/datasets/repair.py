@@ -14,7 +14,7 @@ from pipeline.datasets import parts
 from pipeline.datasets.packing import Job, pack
 from pipeline.datasets.versions import fetch_index
 from pipeline.errors import IntegrityError, NotFound, SourceError
-from pipeline.recipe import DatasetSpec
+from pipeline.sections import DatasetSpec
 from pipeline.sources import Piece, parse_source
 from pipeline.store import Store
 

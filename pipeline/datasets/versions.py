@@ -15,8 +15,9 @@ from typing import Protocol
 from pipeline import __version__
 from pipeline.artifacts import Dataset, Rejected, Strict, digest_of
 from pipeline.errors import AlreadyExists, Changed, IntegrityError, NotFound
-from pipeline.recipe import DatasetSpec, Recipe
+from pipeline.recipe import Recipe
 from pipeline.records import load, parse_model
+from pipeline.sections import DatasetSpec
 from pipeline.sources import Piece
 from pipeline.store import Store
 

@@ -20,8 +20,8 @@ from dataclasses import dataclass
 from pipeline.artifacts import Evaluation, Figure, Protocol, Release
 from pipeline.errors import RecordError
 from pipeline.protocol import differences, reason_of
-from pipeline.recipe import GateSpec
 from pipeline.release.records import Verdict
+from pipeline.sections import GateSpec
 
 NEAR_COPIES = "near_copies"  # the figure that `max_near_copies` is held against
 

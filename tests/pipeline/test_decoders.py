@@ -24,7 +24,7 @@ from pipeline.decoders import (
 )
 from pipeline.errors import IntegrityError
 from pipeline.pictures import add_text, chunk, encode_png, from_pixels
-from pipeline.recipe import DatasetSpec
+from pipeline.sections import DatasetSpec
 
 
 def read_pixels(data: bytes, wanted: DatasetSpec) -> Any:

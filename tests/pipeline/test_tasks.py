@@ -8,7 +8,7 @@ import pytest
 
 from pipeline.errors import SourceError
 from pipeline.ingest import ingest
-from pipeline.recipe import ClusterSpec
+from pipeline.sections import ClusterSpec
 from pipeline.settings import Settings
 from pipeline.store import open_store
 from pipeline.tasks import RAY_PAYS_SECONDS, pool

@@ -19,8 +19,8 @@ from torch.multiprocessing.spawn import spawn
 
 from pipeline.artifacts import Dataset
 from pipeline.errors import TrainingError
-from pipeline.recipe import ClusterSpec, ModelSpec
 from pipeline.records import load
+from pipeline.sections import ClusterSpec, ModelSpec
 from pipeline.store import open_store
 from tests.trainers.conftest import Digits, node_cache, small_recipe
 from trainers import zero

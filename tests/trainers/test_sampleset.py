@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from pipeline.artifacts import Run, SampleSet
-from pipeline.recipe import ClusterSpec
+from pipeline.sections import ClusterSpec
 from pipeline.settings import Settings
 from pipeline.store import Store, open_store
 from tests.trainers.conftest import Digits, small_recipe

@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 
 from pipeline.errors import RecipeError
-from pipeline.recipe import ClusterSpec, ModelSpec, check_models
+from pipeline.recipe import check_models
+from pipeline.sections import ClusterSpec, ModelSpec
 from tests.trainers.conftest import Digits, node_cache, small_recipe
 from trainers import families
 from trainers.engine import TorchEngine

@@ -8,7 +8,7 @@ from torch import Tensor
 from pipeline.artifacts import Dataset, Protocol
 from pipeline.ids import PROTOCOL
 from pipeline.nodecache import NodeCache
-from pipeline.recipe import EvaluationSpec, ExtractorSpec
+from pipeline.sections import EvaluationSpec, ExtractorSpec
 from pipeline.store import Store
 from trainers import stream
 from trainers.extractors import outside, own

@@ -16,8 +16,8 @@ from torch import Tensor
 from pipeline.artifacts import Dataset
 from pipeline.latents import image_seed
 from pipeline.nodecache import NodeCache
-from pipeline.recipe import ClusterSpec, EvaluationSpec
 from pipeline.records import load
+from pipeline.sections import ClusterSpec, EvaluationSpec
 from pipeline.settings import Settings
 from pipeline.store import open_store
 from pipeline.tasks import pool

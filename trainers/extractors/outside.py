@@ -25,8 +25,8 @@ from torch import Tensor
 from torch.nn.functional import interpolate
 
 from pipeline.errors import IntegrityError, UserError
-from pipeline.recipe import ExtractorSpec
 from pipeline.records import parse
+from pipeline.sections import ExtractorSpec
 from trainers.extractors.inputs import check_images, to_unit
 from trainers.extractors.network import ExtractorNet
 from trainers.extractors.own import RECORD, ExtractorRecord

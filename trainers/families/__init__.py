@@ -25,7 +25,7 @@ from torch import Tensor, nn
 
 from pipeline.errors import RecipeError
 from pipeline.latents import latents as latents_of_seeds
-from pipeline.recipe import ClusterSpec
+from pipeline.sections import ClusterSpec
 from trainers.alarms import Alarm
 from trainers.augment import Augment
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from pipeline.recipe import ClusterSpec
+from pipeline.sections import ClusterSpec
 from tests.bench.measure import MIB, memory_now, peak_memory
 from tests.bench.rows import Against, Limit, Row, row
 from tests.bench.training.processes import Figures, measured_by

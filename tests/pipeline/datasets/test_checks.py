@@ -9,7 +9,7 @@ from pipeline.artifacts import Dataset, Rejected, Statistics
 from pipeline.datasets.checks import failures, label_drift, pixel_drift, refuse
 from pipeline.errors import SourceError
 from pipeline.ingest import ingest
-from pipeline.recipe import ChecksSpec
+from pipeline.sections import ChecksSpec
 from pipeline.store import open_store
 from tests.pipeline.test_ingest import folder_of, of
 

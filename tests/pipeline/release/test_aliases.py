@@ -9,11 +9,11 @@ import pytest
 from pipeline import releases
 from pipeline.artifacts import Figure, Release
 from pipeline.errors import RecordError, StoreError
-from pipeline.recipe import GateSpec
 from pipeline.records import find
 from pipeline.release.numbers import retraction_of
 from pipeline.release.records import CANDIDATE, Alias, Move
 from pipeline.release.verify import verify
+from pipeline.sections import GateSpec
 from pipeline.store import Store, open_store
 from tests.made_releases import FIGURES, Killed, kill_at_write, published, recipe
 

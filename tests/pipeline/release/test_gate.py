@@ -8,9 +8,10 @@ import pytest
 
 from pipeline.artifacts import Protocol
 from pipeline.errors import RecipeError, RecordError
-from pipeline.recipe import GateSpec, load_recipe
+from pipeline.recipe import load_recipe
 from pipeline.release.gate import Bounds, Measured, decide, gain_of
 from pipeline.release.records import Verdict
+from pipeline.sections import GateSpec
 from tests.made import PROTOCOL
 from tests.made_releases import RECIPE
 

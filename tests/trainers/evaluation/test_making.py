@@ -7,7 +7,7 @@ import torch
 
 from pipeline import tasks
 from pipeline.artifacts import Run
-from pipeline.recipe import ClusterSpec
+from pipeline.sections import ClusterSpec
 from pipeline.settings import Settings
 from tests.trainers.conftest import small_recipe
 from tests.trainers.evaluation.conftest import Seen

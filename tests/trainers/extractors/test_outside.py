@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from pipeline.artifacts import file_entry
 from pipeline.errors import AtelierError, IntegrityError, UserError
-from pipeline.recipe import ExtractorSpec
+from pipeline.sections import ExtractorSpec
 from trainers.extractors.network import ExtractorConfig, ExtractorNet
 from trainers.extractors.outside import open_file, prepare
 from trainers.extractors.own import ExtractorRecord
