@@ -76,6 +76,14 @@ def whole_site(started: Cluster, tmp_path_factory: pytest.TempPathFactory) -> It
         yield Site(started, running, client)
 
 
+@pytest.fixture
+def site(whole_site: Site) -> Iterator[Site]:
+    """Airflow, with no run under way afterwards, whatever a test has left."""
+    yield whole_site
+    for run in whole_site.client.ask("GET", f"/dags/{DAG}/dagRuns?state=running&state=queued")["dag_runs"]:
+        mark(whole_site, DagRun(whole_site.client, DAG, run["dag_run_id"]), "failed")
+
+
 def test_the_head_is_killed(cluster: Cluster, site: Site, undisturbed: str) -> None:
     before = len(site.releases())
     run = site.start("head-killed")
