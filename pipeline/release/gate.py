@@ -112,8 +112,8 @@ def _compare(spec: GateSpec, measured: Bounds, standing: Bounds, champion: Measu
     short_by = None if promoted else spec.margin - gain_low
     said = f"{spec.metric} {measured.value:.4g} against {standing.value:.4g} of {champion.name}"
     if short_by is not None:
-        direction = "better" if gain > 0 else "no better"
-        reason = f"{said}: {direction}, {short_by:.3g} short of more than {spec.margin:g} beyond the 95% interval"
+        found = f"better by {gain:.3g}, with 97.5% confidence by {gain_low:.3g}" if gain > 0 else "no better"
+        reason = f"{said}: {found}; it must be more than {spec.margin:g}, {short_by:.3g} is missing"
     else:
         reason = f"{said}: better by {gain:.3g}, by {gain_low:.3g} or more with 97.5% confidence"
     return Verdict(

@@ -49,7 +49,7 @@ def test_better_within_the_interval_is_not_enough(direction: Any, sign: int) -> 
 
     near, far, worse = judged(15.1), judged(14.9), judged(30)
     assert not near.promoted and near.gain == pytest.approx(4.9) and near.short_by == pytest.approx(0.1)
-    assert "better, 0.1 short of more than 0" in near.reason
+    assert "it must be more than 0, 0.1 is missing" in near.reason
     assert far.promoted and far.gain_low == pytest.approx(0.1) and far.short_by is None
     assert not worse.promoted and "no better" in worse.reason and worse.short_by == pytest.approx(15)
 
