@@ -7,8 +7,16 @@
 set -eu
 seconds=${1:?expected the seconds until this node goes}
 ends=$(($(date +%s) + seconds))
-timeout "$seconds" ray drain-node --reason=DRAIN_NODE_REASON_PREEMPTION --reason-message="the machine stops" \
-    --deadline-remaining-seconds="$seconds"
-while [ "$(date +%s)" -lt "$ends" ] && grep -qsx raylet /proc/[0-9]*/comm; do
+
+raylet=$(grep -slx raylet /proc/[0-9]*/comm | head -n 1 || true)
+if [ -z "$raylet" ]; then
+    echo "ray-leave: no node of Ray runs here"
+    exit 0
+fi
+# Its own words say which node it is: of itself `ray drain-node` may take a node that was here before.
+option() { tr '\0' '\n' <"${raylet%comm}cmdline" | sed -n "s/^--$1=//p"; }
+timeout "$seconds" ray drain-node --address="$(option gcs-address)" --node-id="$(option node_id)" \
+    --reason=DRAIN_NODE_REASON_PREEMPTION --reason-message="the machine stops" --deadline-remaining-seconds="$seconds"
+while [ "$(date +%s)" -lt "$ends" ] && [ -e "$raylet" ]; do
     sleep 1
 done

@@ -35,6 +35,7 @@ from tests.cluster.cluster import Cluster, until
 from tests.cluster.hosts import program, title_of
 
 HEARTBEAT_SECONDS = 30  # after which Airflow gives a task's process, or a triggerer, up
+DAG = "tried_models"
 ENDED = {"success", "failed"}
 
 
@@ -91,20 +92,30 @@ class Airflow:
         process.kill()
         process.wait(10)
 
-    def kill_once_submitted(self, dag_id: str, run_id: str, task_id: str) -> None:
-        """`kill -9` the process of a mapped task's first try when its log says that it has submitted its Ray job."""
-        folder = f"logs/dag_id={dag_id}/run_id={run_id}/task_id={task_id}/map_index=0"
-        log = self.where.home / folder / "attempt=1.log"
-        until(log.exists, f"{task_id} of {run_id}", pause_seconds=0.01)
-        processes = self._task_processes()
-        until(lambda: b"Ray job " in log.read_bytes(), "its job", pause_seconds=0.0)
-        for process in processes:
-            process.kill()
+    def pause(self, name: str) -> None:
+        """Stop a server's processes in the middle of what they do."""
+        for process in self._tree(name):
+            process.suspend()
 
-    def _task_processes(self) -> list[psutil.Process]:
-        """Those that run tasks; the executor's own, which watch over them, have its name in their title."""
-        started = psutil.Process(self.servers["scheduler"].pid).children(recursive=True)
-        return [found for found in started if re.match("airflow worker -- (?!LocalExecutor)", title_of(found))]
+    def resume(self, name: str) -> None:
+        """Let them go on."""
+        for process in self._tree(name):
+            process.resume()
+
+    def _tree(self, name: str) -> list[psutil.Process]:
+        server = psutil.Process(self.servers[name].pid)
+        return [server, *server.children(recursive=True)]
+
+    def kill_tasks(self) -> int:
+        """`kill -9` the processes that run tasks, not the executor's that watch over them; gives how many."""
+        tasks = [found for found in self._tree("scheduler") if re.match("airflow worker -- (?!Local)", title_of(found))]
+        for process in tasks:
+            process.kill()
+        return len(tasks)
+
+    def log_of(self, run_id: str, task_id: str) -> Path:
+        """The log of a mapped task's first try."""
+        return self.where.home / f"logs/dag_id={DAG}/run_id={run_id}/task_id={task_id}/map_index=0/attempt=1.log"
 
     def healthy(self, since: float = 0.0) -> bool:
         """Whether all of it says that it is well, and has said so since a time (of `time.time()`)."""

@@ -1,4 +1,5 @@
-"""Hosts on this machine: each a network namespace on one bridge, and a control group that can lose its power.
+"""Hosts on this machine: each has namespaces of its own (network, processes, mounts) and a control group, which can lose
+its power. Their networks meet on one bridge.
 
     bridge 10.77.0.1       this machine: the store, Airflow, the tests
     10.77.0.2              a host's only way to anything is its `eth0` on the bridge
@@ -108,6 +109,11 @@ class Host:
         return root / self._namespace
 
     @property
+    def _leaving(self) -> Path:
+        """A file that keeps the init loop from starting the service again."""
+        return self.folder / "leaving"
+
+    @property
     def log(self) -> Path:
         """What its service says."""
         return self.folder / "service.log"
@@ -134,11 +140,21 @@ class Host:
         """Start the service, and again whenever it ends."""
         Path("/tmp/ray").mkdir(exist_ok=True)  # noqa: S108 - Ray's own folder, which each host has to itself
         script = (
-            'echo $$ > "$1/cgroup.procs"; mount --bind "$2" /tmp/ray; shift 2\n'
-            f'while :; do "$@"; echo "the service ended with $?"; sleep {RESTART_SECONDS}; done'
+            'echo $$ > "$1/cgroup.procs"; mount --bind "$2" /tmp/ray; leaving="$3"; shift 3\n'
+            f'while [ ! -e "$leaving" ]; do "$@"; echo "the service ended with $?"; sleep {RESTART_SECONDS}; done'
         )
-        enter = ["nsenter", f"--net=/run/netns/{self._namespace}", "unshare", "--mount"]
-        command = [*enter, "sh", "-c", script, self.name, str(self.group), str(self.folder / "ray"), *self.service]
+        enter = [
+            "nsenter",
+            f"--net=/run/netns/{self._namespace}",
+            "unshare",
+            "--mount",
+            "--pid",
+            "--fork",
+            "--mount-proc",
+        ]
+        self._leaving.unlink(missing_ok=True)
+        own = [str(self.group), str(self.folder / "ray"), str(self._leaving)]
+        command = [*enter, "sh", "-c", script, self.name, *own, *self.service]
         with self.log.open("ab") as log:
             self._running = subprocess.Popen(
                 command,
@@ -172,11 +188,9 @@ class Host:
     def reclaim(self, leave: Sequence[str], grace_seconds: float) -> None:
         """End it as a cloud takes a spot machine back: its service's stop command, and no power after the grace."""
         ends = time.monotonic() + grace_seconds
-        assert self._running
-        self._running.kill()  # whoever would start the service again; the service itself stays
-        self._running.wait()
+        self._leaving.touch()
         inside = next(process.pid for process in self.processes() if process.name() == "raylet")
-        enter = ["nsenter", f"--target={inside}", "--net", "--mount"]
+        enter = ["nsenter", f"--target={inside}", "--net", "--mount", "--pid"]
         with self.log.open("ab") as log:
             stopping = subprocess.Popen(
                 [*enter, *leave], env={**os.environ, **self.environment}, stdout=log, stderr=subprocess.STDOUT
@@ -211,11 +225,11 @@ class Host:
                 continue
         return found
 
-    def kill(self, title: str) -> int:
-        """`kill -9` the processes whose command line holds `title`; gives how many."""
+    def signal(self, title: str, number: signal.Signals) -> int:
+        """Send a signal to the processes whose command line holds `title`; gives how many."""
         victims = [process for process in self.processes() if title in title_of(process)]
         for process in victims:
-            process.send_signal(signal.SIGKILL)
+            process.send_signal(number)
         return len(victims)
 
 

@@ -1,5 +1,6 @@
 """Faults of Ray's head, of Airflow's own processes, and of people: one job, one release, the weights of a calm run."""
 
+import signal
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -15,14 +16,13 @@ from pipeline.jobs import Job
 from pipeline.records import load
 from pipeline.releases import releases_of
 from tests.cluster import airflow as airflows
-from tests.cluster.airflow import Airflow, DagRun
+from tests.cluster.airflow import DAG, Airflow, DagRun
 from tests.cluster.cluster import RECIPE, Cluster, Run, until
 
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(1200)]
-DAG = "tried_models"
 TRAIN = "model.train"
 STOP_SECONDS = 30.0
-TRIES = 4  # to hit the moment between submitting a job and waiting for it
+DASHBOARD = "dashboard/dashboard.py"
 
 
 @dataclass
@@ -119,18 +119,20 @@ def test_a_server_of_airflow_is_killed(cluster: Cluster, site: Site, undisturbed
 def test_a_tasks_process_is_killed_between_submitting_and_waiting(
     cluster: Cluster, site: Site, undisturbed: str
 ) -> None:
+    """The moment is short: Ray's dashboard and Airflow's api-server are held up, one after the other, to stretch it."""
     before = len(site.releases())
-    for number in range(TRIES):
-        run = site.start(f"task-killed-{number}")
-        site.airflow.kill_once_submitted(DAG, run.run_id, TRAIN)
-        start = time.monotonic()
-        until(lambda run=run: run.task(TRAIN).get("state") in {"up_for_retry", "deferred"}, "it settles", 120)  # type: ignore[misc]
-        if run.task(TRAIN)["state"] == "up_for_retry":
-            break
-        mark(site, run, "failed")
-    else:
-        pytest.fail(f"in {TRIES} tries the task always waited for its job already")
-    until(lambda: run.task(TRAIN)["state"] == "deferred", "it attaches", 120)
+    assert cluster.head.signal(DASHBOARD, signal.SIGSTOP)
+    run = site.start("task-killed")
+    log = site.airflow.log_of(run.run_id, TRAIN)
+    until(lambda: log.exists() and b"endgroup" in log.read_bytes(), "the task has begun")
+    time.sleep(2)  # it asks Ray now, and gets no answer
+    site.airflow.pause("api-server")
+    cluster.head.signal(DASHBOARD, signal.SIGCONT)
+    until(lambda: b"Ray job " in log.read_bytes(), "it has submitted its job, and cannot tell Airflow")
+    assert site.airflow.kill_tasks() == 1
+    start = time.monotonic()
+    site.airflow.resume("api-server")
+    until(lambda: run.task(TRAIN).get("try_number") == 2 and run.task(TRAIN)["state"] == "deferred", "it attaches")
     cluster.recovered("task's process killed -9 after submitting: until it is attached", time.monotonic() - start)
     site.ends_with_one_release(run, before, undisturbed)
     [job] = site.jobs(run)

@@ -1,5 +1,6 @@
 """Faults of workers and their nodes: the run goes on, and ends with the weights of an undisturbed one."""
 
+import signal
 import time
 from pathlib import Path
 
@@ -17,7 +18,7 @@ WORKER = "RayTrainWorker"  # in the title of the process that trains
 def test_a_worker_process_killed_in_a_step(cluster: Cluster, undisturbed: str) -> None:
     run = cluster.train("worker-killed")
     run.reach(400)
-    assert cluster.workers[1].kill(WORKER) == 1
+    assert cluster.workers[1].signal(WORKER, signal.SIGKILL) == 1
     run.recovers("worker process killed -9")
     assert run.weights() == undisturbed
     assert run.resumed()

@@ -105,7 +105,7 @@ def test_one_answer_in_five_is_503_from_images_to_release(cluster: Cluster, undi
     assert cluster.line.faults > 20
     witness.end()
     assert not witness.broken
-    assert len([key for key in witness.seen if key.startswith("releases/") and "manifest" in key]) == 1
+    assert len([key for key in witness.seen if key.startswith("releases/stormy") and "manifest" in key]) == 1
     checked = cluster.submit("verify", "verify", "stormy-vae@champion")
     until(lambda: cluster.job(checked.id).finished, "verify")
     assert cluster.job(checked.id).status == "SUCCEEDED", cluster.log(checked.id)[-3000:]
