@@ -1,5 +1,5 @@
-"""Hosts on this machine: each has namespaces of its own (network, processes, mounts) and a control group, which can lose
-its power. Their networks meet on one bridge.
+"""Hosts on this machine: each has namespaces of its own (network, processes, mounts) and a control group that can
+lose its power. Their networks meet on one bridge.
 
     bridge 10.77.0.1       this machine: the store, Airflow, the tests
     10.77.0.2              a host's only way to anything is its `eth0` on the bridge
