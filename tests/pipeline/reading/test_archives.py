@@ -49,7 +49,7 @@ def tar(files: dict[str, bytes]) -> bytes:
 
 
 def tgz(files: dict[str, bytes]) -> bytes:
-    return gzip.compress(tar(files))
+    return gzip.compress(tar(files), mtime=0)
 
 
 def zipped(files: dict[str, bytes], method: int = zipfile.ZIP_DEFLATED) -> bytes:
