@@ -96,7 +96,7 @@ def test_the_gate_promotes_the_first_and_the_better_and_keeps_the_rest_as_candid
     assert kept is not None and kept.number == 2
     verdict = kept.history[-1].verdict
     assert verdict is not None and verdict.against == 1 and verdict.short_by == pytest.approx(2**0.5 - 0.5)
-    assert "better, 0.914 short" in verdict.reason
+    assert "better by 0.5, with 97.5% confidence by -0.914" in verdict.reason
 
 
 def test_the_gate_judges_a_release_once(store: Store) -> None:

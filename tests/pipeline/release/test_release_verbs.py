@@ -29,7 +29,7 @@ def test_a_release_goes_up_back_and_away(place: Store, tmp_path: Path) -> None:
 
     assert told("promote", "tiny-vae@1") == "tiny-vae@champion is release 1"
     gated = told("promote", "tiny-vae@2", "--gate", json.dumps(RECIPE))
-    assert gated.startswith("tiny-vae@candidate is 2: frechet_distance 6 against 5 of tiny-vae@1: no better, ")
+    assert gated.startswith("tiny-vae@candidate is 2: frechet_distance 6 against 5 of tiny-vae@1: no better; it must")
     assert told("promote", "tiny-vae@2", "--why", "looks better") == "tiny-vae@champion is release 2"
     assert told("rollback", "tiny-vae", "--why", "it does not") == "tiny-vae@champion is release 1"
     assert told("retract", "tiny-vae@1", "--why", "a person asked") == "tiny-vae@1 is retracted: a person asked"
