@@ -79,6 +79,7 @@ class Airflow:
     environment: Mapping[str, str]
     mark: str
     servers: dict[str, Server] = field(default_factory=dict)
+    killed: list[Server] = field(default_factory=list)  # what they had started outlives them
 
     def start(self, name: str) -> None:
         """Start one server."""
@@ -89,6 +90,7 @@ class Airflow:
         """`kill -9` a server's own process; what it started stays, as it would."""
         process = process_of(self.servers[name])
         assert process
+        self.killed.append(self.servers[name])
         process.kill()
         process.wait(10)
 
@@ -162,7 +164,7 @@ def airflow(cluster: Cluster, folder: Path, recipes: Path) -> Iterator[Airflow]:
             until(found.healthy, "Airflow", 240)
             yield found
         finally:
-            end(list(found.servers.values()), mark)
+            end([*found.killed, *found.servers.values()], mark)
 
 
 @dataclass
