@@ -8,7 +8,7 @@ set -eu
 seconds=${1:?expected the seconds until this node goes}
 ends=$(($(date +%s) + seconds))
 
-raylet=$(grep -slx raylet /proc/[0-9]*/comm | head -n 1 || true)
+raylet=$(grep -slx raylet /proc/[0-9]*/comm | head -n 1)
 if [ -z "$raylet" ]; then
     echo "ray-leave: no node of Ray runs here"
     exit 0

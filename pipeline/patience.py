@@ -13,6 +13,7 @@ from typing import Any
 
 PATIENCE_SECONDS = 240.0
 MAX_WAIT_SECONDS = 5.0  # between two attempts: a run goes on soon after the store is back
+MAX_ATTEMPTS = 80  # of one request, about as long: one that fails for ever may do so among others that succeed
 SAY_AFTER_SECONDS = 2.0  # a single lost request is nobody's concern
 AWAY = {429, 500, 502, 503, 504}  # statuses that say 'later'
 
@@ -41,9 +42,10 @@ class Patience:
         broken = isinstance(caught_exception, self.broken)
         with self._lock:
             if status not in AWAY and not broken:
-                self._back()
+                if status is not None:
+                    self._back()
                 return None
-            if not self._has_answered:
+            if not self._has_answered or attempts >= MAX_ATTEMPTS:
                 return None
             if self._away_since is None:
                 self._away_since = time.monotonic()

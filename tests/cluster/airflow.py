@@ -18,7 +18,7 @@ from typing import Any
 import httpx
 import psutil
 
-from pipeline.airflow_client import AirflowClient, StageView
+from pipeline.airflow_client import AirflowClient
 from pipeline.processes import MARK, Server, end, process_of, spawn
 from pipeline.servers import (
     AIRFLOW_SERVERS,
@@ -181,11 +181,6 @@ class DagRun:
 
     def state(self) -> str:
         return self.client.run_state(self.dag_id, self.run_id)
-
-    def stage(self, name: str) -> StageView | None:
-        """A task by its name, such as `vae.train`."""
-        found = {stage.name: stage for stage in self.client.stages(self.dag_id, self.run_id, ["vae"])}
-        return found.get(name)
 
     def task(self, task_id: str) -> Any:
         """What the API says of a mapped task's only instance."""

@@ -54,12 +54,12 @@ HEALTH = {
 }
 
 
-def until(condition: Callable[[], object], what: str, seconds: float = 180.0, pause_seconds: float = 0.2) -> None:
+def until(condition: Callable[[], object], what: str, seconds: float = 180.0) -> None:
     """Wait for a condition; fails after `seconds`, a limit against hanging only."""
     deadline = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < deadline, f"it did not come in {seconds:g} s: {what}"
-        time.sleep(pause_seconds)
+        time.sleep(0.2)
 
 
 class Line:
@@ -138,13 +138,11 @@ class Run:
 
         until(there, f"step {step} of {self.job_id}", seconds)
 
-    def recovers(self, fault: str, seconds: float = 300.0) -> float:
-        """Wait until it is farther than it was at this moment; gives, and prints at the end, the seconds it took."""
+    def recovers(self, fault: str, seconds: float = 300.0) -> None:
+        """Wait until it is farther than it was at this moment; the seconds it took are printed at the end."""
         start, was = time.monotonic(), self.step()
         until(lambda: self.step() > was, f"farther than step {was} after: {fault}", seconds)
-        took = time.monotonic() - start
-        self.cluster.recovered(fault, took)
-        return took
+        self.cluster.recovered(fault, time.monotonic() - start)
 
     def weights(self) -> str:
         """Wait for the run's end; the digest of its weights."""

@@ -4,6 +4,7 @@ import logging
 import threading
 import time
 from pathlib import Path
+from typing import NamedTuple
 
 import pytest
 
@@ -62,6 +63,27 @@ def test_a_store_that_never_answered_is_not_waited_for(server: weed.WeedState, m
     monkeypatch.setattr("pipeline.store.ATTEMPTS", 1)
     weed.stop(server)
     fails_with_a_line(open_store(weed.STORE_URI))
+
+
+class Reply(NamedTuple):
+    """The one thing that is asked of a server's reply."""
+
+    status_code: int
+
+
+def test_a_request_that_fails_for_ever_ends_though_others_succeed() -> None:
+    waits = patience.Patience("s3://bucket", (ConnectionError,))
+    for attempt in range(1, patience.MAX_ATTEMPTS):
+        assert waits((Reply(200), {})) is None
+        assert waits((Reply(500), {}), attempt) is not None
+    assert waits((Reply(200), {})) is None
+    assert waits((Reply(500), {}), patience.MAX_ATTEMPTS) is None
+
+
+def test_an_error_on_this_side_is_no_answer() -> None:
+    waits = patience.Patience("s3://bucket", (ConnectionError,))
+    assert waits(None, 1, ValueError("no credentials")) is None
+    assert waits(None, 1, ConnectionError("refused")) is None
 
 
 def fails_with_a_line(store: Store) -> None:
