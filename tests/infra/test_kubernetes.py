@@ -139,6 +139,17 @@ def test_a_worker_has_time_to_commit_its_step(where: str) -> None:
 
 
 @each_pod
+def test_a_worker_tells_ray_before_it_goes(where: str) -> None:
+    if where.endswith(":head"):
+        return
+    [container] = PODS[where]["spec"]["containers"]
+    script, seconds = container["lifecycle"]["preStop"]["exec"]["command"]
+    copied = script.removeprefix("/opt/atelier/")
+    assert f"COPY {copied} {copied}\n" in (INFRA / "Dockerfile").read_text() and (ROOT / copied).stat().st_mode & 0o111
+    assert int(seconds) < PODS[where]["spec"]["terminationGracePeriodSeconds"]
+
+
+@each_pod
 def test_accounts_config_maps_and_secrets_of_a_pod_exist(where: str) -> None:
     accounts = {each["metadata"]["name"] for each in PLAIN.values() if each["kind"] == "ServiceAccount"}
     maps = {each["metadata"]["name"] for each in PLAIN.values() if each["kind"] == "ConfigMap"}
