@@ -95,6 +95,7 @@
   // --- the viewer ---
   const viewer = one("viewer");
   let current = null;
+  let opener = null;
   const present = (tile) => {
     const image = tile.querySelector("img");
     const tiles = shown(tile.dataset.group);
@@ -115,6 +116,7 @@
     const tile = event.target.closest(".tile");
     if (!tile) return;
     present(tile);
+    opener = document.activeElement;
     viewer.showModal();
     one("viewer-close").focus();
   });
@@ -127,7 +129,8 @@
   viewer.addEventListener("close", () => {
     const tiles = shown(current.dataset.group);
     tiles.forEach((tile) => { tile.tabIndex = tile === current ? 0 : -1; });
-    current.focus();
+    // The event comes late: the browser has given the focus back to the opener, and the reader may have moved on.
+    if ([opener, document.body].includes(document.activeElement)) current.focus();
   });
   one("viewer-before").addEventListener("click", () => move(-1));
   one("viewer-after").addEventListener("click", () => move(1));

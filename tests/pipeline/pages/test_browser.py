@@ -101,6 +101,18 @@ def test_the_images_are_one_stop_of_the_tab_key_and_arrows_move_within(served: s
     expect(page.locator('.tile[data-group="samples"]:focus')).to_have_count(0)
 
 
+def test_a_closing_dialog_does_not_pull_back_a_reader_who_has_moved_on(served: str, open_page: OpenPage) -> None:
+    page = open_page(f"{served}/{REPORT}").page
+    tiles(page).first.click()
+    page.evaluate("""() => new Promise((closed) => {
+        const viewer = document.getElementById("viewer");
+        viewer.addEventListener("close", closed);
+        viewer.close();
+        document.querySelector("button[data-filter]").focus();  // before the event, which the browser sends later
+    })""")
+    expect(page.locator("button[data-filter]").first).to_be_focused()
+
+
 def test_the_filter_leaves_one_class(served: str, open_page: OpenPage) -> None:
     page = open_page(f"{served}/{REPORT}").page
     expect(tiles(page)).to_have_count(SAMPLES)
