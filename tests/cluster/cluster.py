@@ -288,7 +288,7 @@ def make_hosts(folder: Path, environment: dict[str, str]) -> tuple[Host, list[Ho
     for number in (3, 4):
         address = f"--node-ip-address=10.77.0.{number}"
         name = f"worker{number - 2}"
-        own = {"ATELIER_CACHE": str(folder / name / "cache"), "RAY_ADDRESS": f"{head.address}:{GCS_PORT}"}
+        own = {"ATELIER_CACHE": str(folder / name / "cache")}
         service = _ray(address, f"--address={head.address}:{GCS_PORT}", "--num-cpus=1")
         workers.append(Host(name, number, folder / name, service, environment | own))
     return head, workers
