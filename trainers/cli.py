@@ -81,7 +81,10 @@ def plan(
     recipe: RecipeArgument,
     workers: Annotated[int | None, typer.Option("--workers", min=1, help="GPUs.", show_default="the recipe's")] = None,
     gpu: Annotated[str, typer.Option("--gpu", help="Which: h200, h100, a100, l4 ...")] = "h100",
-    images: Annotated[int | None, typer.Option("--images", min=1, help="To train on.", show_default=False)] = None,
+    images: Annotated[
+        int | None,
+        typer.Option("--images", min=1, help="To train on: for how long the first epoch takes.", show_default=False),
+    ] = None,
     classes: Annotated[int, typer.Option("--classes", min=0, help="Of the labels.")] = 0,
     gpus_per_node: Annotated[int, typer.Option("--gpus-per-node", min=1)] = 8,
     network: Annotated[float, typer.Option("--network", min=0.001, help="GB/s that a GPU sends.")] = 50.0,

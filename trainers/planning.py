@@ -35,7 +35,7 @@ class Machine:
     gpus_per_node: int = 8
     network_gb: float = 50.0  # 10^9 bytes a second that a worker sends while all do
     mfu: float = 0.35  # share of the peak that the work of a step reaches
-    images: int | None = None  # of the training split
+    images: int | None = None  # of the training split; for how long the first epoch takes
     price: float | None = None  # of one GPU for an hour
 
     @property
@@ -105,19 +105,21 @@ class ModelPlan:
         """Of the whole run."""
         return None if self.machine.price is None else self.hours * self.machine.workers * self.machine.price
 
-    def first_epoch(self) -> tuple[float, float] | None:
-        """GET requests and bytes a second that the store serves in the first epoch; later ones are read from each
-        node's cache. Bytes are those of pixels. None: the number of images is not known."""
-        if self.machine.images is None:
-            return None
-        shards = math.ceil(self.machine.images / self.shard_images)
-        seconds = self.machine.images / self.batch_size * self.chosen.seconds
-        each_node = shards / seconds, self.machine.images * self.image_bytes / seconds
-        return each_node[0] * self.machine.nodes, each_node[1] * self.machine.nodes
+    @property
+    def images_per_second(self) -> float:
+        """Of all workers together."""
+        return self.batch_size / self.chosen.seconds
+
+    @property
+    def store_rates(self) -> tuple[float, float]:
+        """GET requests and bytes a second that the store must serve in the first epoch for training not to wait:
+        every node reads every shard once, later epochs come from its cache. Bytes are those of pixels."""
+        images = self.images_per_second * self.machine.nodes
+        return images / self.shard_images, images * self.image_bytes
 
     def record(self) -> dict[str, Any]:
         """For a program."""
-        epoch = self.first_epoch()
+        requests, bytes_ = self.store_rates
         return {
             "model": self.model,
             "parameters": self.cost.parameters,
@@ -130,12 +132,12 @@ class ModelPlan:
                 for stage in self.stages
             ],
             "zero": self.chosen.zero,
-            "images_per_second": self.batch_size / self.chosen.seconds,
+            "images_per_second": self.images_per_second,
             "hours": self.hours,
             "gpu_hours": self.hours * self.machine.workers,
             "price": self.price,
-            "store_requests_per_second": epoch and epoch[0],
-            "store_bytes_per_second": epoch and epoch[1],
+            "store_requests_per_second": requests,
+            "store_bytes_per_second": bytes_,
         }  # fmt: skip
 
 
@@ -233,15 +235,16 @@ def _run(plan: ModelPlan) -> Table:
         f"{1e3 * stage.compute_seconds:,.2f} ms of work at {machine.mfu:.0%} of the peak (assumed), "
         f"{1e3 * stage.network_seconds:,.2f} ms of network at {machine.network_gb:g} GB/s (assumed)",
     )
-    made.add_row("images/s", f"{plan.batch_size / stage.seconds:,.0f}")
+    made.add_row("images/s", f"{plan.images_per_second:,.0f}")
     made.add_row(
         "run", f"{plan.steps:,} steps in {_duration(plan.hours)}, {plan.hours * machine.workers:,.1f} GPU-hours"
     )
-    if plan.price is not None:
-        made.add_row("cost", f"{plan.price:,.2f} at {machine.price:g} a GPU-hour")
-    if epoch := plan.first_epoch():
-        served = f"{epoch[0]:,.2f} GET/s, about {epoch[1] / 1e6:,.0f} MB/s"
-        made.add_row("store, first epoch", f"{served} by {machine.nodes:,} nodes; later epochs read their caches")
+    priced = plan.price is not None
+    made.add_row("cost", f"{plan.price:,.2f} at {machine.price:g} a GPU-hour" if priced else "told with --price")
+    requests, bytes_ = plan.store_rates
+    first = f" ({_duration(machine.images / plan.images_per_second / 3600)})" if machine.images else ""
+    served = f"{requests:,.2f} GET/s, about {bytes_ / 1e6:,.0f} MB/s to {machine.nodes:,} nodes"
+    made.add_row(f"store, first epoch{first}", f"{served}; later epochs read their caches")
     every = plan.checkpoint_every_steps * stage.seconds
     made.add_row("checkpoint", f"{plan.checkpoint_bytes / MIB:,.0f} MiB every {_duration(every / 3600)}")
     return made

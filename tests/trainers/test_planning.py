@@ -56,14 +56,15 @@ def test_a_run_of_one_worker_keeps_and_writes_what_was_planned(digits: Digits) -
 
 def test_a_first_epoch_fetches_the_shards_that_there_are(digits: Digits) -> None:
     recipe, images = small_recipe(*OVERRIDES), digits.dataset.splits["train"]
-    plan = plan_of(recipe, "gan", images=images)
-    epoch = plan.first_epoch()
-    assert epoch is not None
+    plan = plan_of(recipe, "gan")
+    requests, bytes_ = plan.store_rates
     seconds = images / plan.batch_size * plan.chosen.seconds
     fetched = stream.split_shards(digits.dataset, "train")
-    assert epoch[0] * seconds == pytest.approx(len(fetched), abs=1)  # an ingest rounds shards up and down
-    assert epoch[1] * seconds == images * 64
-    assert plan_of(recipe, "gan").first_epoch() is None
+    assert requests * seconds == pytest.approx(len(fetched), abs=1)  # an ingest rounds shards up and down
+    assert bytes_ * seconds == pytest.approx(images * 64)
+    two_nodes = plan_of(recipe, "gan", workers=2, gpus_per_node=1)
+    share = two_nodes.chosen.seconds / plan.chosen.seconds
+    assert two_nodes.store_rates[0] == pytest.approx(2 * requests / share)  # each node reads all shards
 
 
 class Sent:
