@@ -39,10 +39,10 @@ def train(
     Raises TrainingError where it cannot go on, Stopped where `interruption` ended it.
     """
     spec = task.spec
-
-    # --- What it costs, where the data comes from: whole on the device where it fits.
     tell = say if place.rank == 0 else _silent
     cost, peak = _cost(task, place)
+
+    # --- Where the data comes from: whole on the device where it fits.
     shards = stream.split_shards(task.dataset, "train")
     tell(f"train {task.model}: {task.dataset.splits['train']:,} images in {len(shards):,} shards")
     tell(f"train {task.model}: {summary.line(cost)}")
@@ -60,43 +60,83 @@ def train(
     meter = Meter(task, place, say, state.metrics, cost.flops_per_step, peak)
     if saved:
         meter.restore(saved.part("meter"))
-    agreement = Agreement(place, interruption, state.step)
-    previews = Previews(task, place, state)
-    alarms = Alarms(task, state.model.alarms(), meter.lines, say)
 
     # --- Steps.
-    with (
-        Saver(task, place) as saver,
-        _explained(task, saver),
-        Watchdog(task, place, say, lambda: meter.doing) as watchdog,
-        closing(stream.batches(order, reader, place.rank, place.world, state.step, state.augment)) as batches,
-    ):
+    with Saver(task, place) as saver, _explained(task, saver):
+        due = Due(task, place, say, state, meter, saver, interruption)
         if place.rank == 0:
             meter.timing = saver.earlier_timing(state.step)
-        while state.step < spec.steps:
-            take_step(state, meter.next_batch(batches), spec, place, meter)
-            state.step += 1
-            state.update_ema(spec.batch_size, spec.ema_half_life_images)
-            if meter.due(state.step):
-                meter.read(state.step)
-                if place.rank == 0 and alarms.check(meter.lines):
-                    saver.note("warnings.jsonl", alarms.warnings)
-                saver.log(meter.lines, meter.timing)
-            if previews.due(state.step):
-                _preview(place, state, previews, saver)
-            news = agreement.reach(state.step, saver.idle, say) if agreement.due(state.step) else QUIET
-            if state.step % spec.checkpoint_every_steps == 0 or state.step == spec.steps or news.hurry:
-                saver.checkpoint(_checkpoint(state, meter))
-            if news.signal_number and state.step < spec.steps:
-                saver.log(meter.lines, meter.timing, now=True)
-                _stop(task, place, saver, state.step, news.signal_number)
-            watchdog.step_done(state.step)
-        saver.log(meter.lines, meter.timing, now=True)
-        saver.settle()
+        with (
+            Watchdog(task, place, say, lambda: meter.doing) as watchdog,
+            closing(stream.batches(order, reader, place.rank, place.world, state.step, state.augment)) as batches,
+        ):
+            while state.step < spec.steps:
+                take_step(state, meter.next_batch(batches), spec, place, meter)
+                state.step += 1
+                state.update_ema(spec.batch_size, spec.ema_half_life_images)
+                due.after_step()
+                watchdog.step_done(state.step)
+            saver.log(meter.lines, meter.timing, now=True)
+            saver.settle()
 
     # --- The run's files, then its record.
     if place.rank == 0:
-        finish(task, state, alarms.warnings)
+        finish(task, state, due.warnings)
+
+
+class Due:
+    """What is due after a step, in the order in which it must come: logs, a preview, a checkpoint, the end."""
+
+    def __init__(
+        self,
+        task: Task,
+        place: Place,
+        say: Say,
+        state: State,
+        meter: Meter,
+        saver: Saver,
+        interruption: Interruption,
+    ) -> None:
+        self._task, self._place, self._say = task, place, say
+        self._state, self._meter, self._saver = state, meter, saver
+        self._agreement = Agreement(place, interruption, state.step)
+        self._previews = Previews(task, place, state)
+        self._alarms = Alarms(task, state.model.alarms(), meter.lines, say)
+
+    @property
+    def warnings(self) -> Sequence[Mapping[str, str | float]]:
+        """What the alarms have said so far."""
+        return self._alarms.warnings
+
+    def after_step(self) -> None:
+        """Collective. Raises TrainingError where the run cannot go on, Stopped once it is committed."""
+        state, meter, saver, spec = self._state, self._meter, self._saver, self._task.spec
+        if meter.due(state.step):
+            self._log()
+        if self._previews.due(state.step):
+            self._preview()
+        news = QUIET
+        if self._agreement.due(state.step):
+            news = self._agreement.reach(state.step, saver.idle, self._say)
+        if state.step % spec.checkpoint_every_steps == 0 or state.step == spec.steps or news.hurry:
+            saver.checkpoint(_checkpoint(state, meter))
+        if news.signal_number and state.step < spec.steps:
+            saver.log(meter.lines, meter.timing, now=True)
+            _stop(self._task, self._place, saver, state.step, news.signal_number)
+
+    def _log(self) -> None:
+        meter, saver = self._meter, self._saver
+        meter.read(self._state.step)
+        if self._place.rank == 0 and self._alarms.check(meter.lines):
+            saver.note("warnings.jsonl", self.warnings)
+        saver.log(meter.lines, meter.timing)
+
+    def _preview(self) -> None:
+        """Draw with the average as it is now. Collective, for ZeRO-3."""
+        average = self._state.average()
+        if self._place.rank == 0:
+            png = partial(self._previews.png, self._previews.draw(average))
+            self._saver.preview(self._state.step, png)
 
 
 def _silent(line: str) -> None:
@@ -114,13 +154,6 @@ def _cost(task: Task, place: Place) -> tuple[Summary, float | None]:
     cost = summary.summarise(spec.family, spec.options, shape, spec.batch_size, place.world, cluster.zero)
     peak = peak_flops(cluster.precision, place.device)
     return cost, peak and peak * place.world
-
-
-def _preview(place: Place, state: State, previews: Previews, saver: Saver) -> None:
-    """Draw with the average as it is now. Collective, for ZeRO-3."""
-    average = state.average()
-    if place.rank == 0:
-        saver.preview(state.step, partial(previews.png, previews.draw(average)))
 
 
 def _checkpoint(state: State, meter: Meter) -> Checkpoint:
