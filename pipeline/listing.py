@@ -1,5 +1,6 @@
 """What a store holds, and one record, for a person to read."""
 
+from collections.abc import Mapping
 from typing import Any
 
 from rich.table import Table
@@ -61,10 +62,32 @@ def record_table(located: Located) -> Table:
     for name, value in located.record.model_dump(mode="json").items():
         if name == "figures":
             for figure, stated in value.items():
-                table.add_row(figure, f"{stated['value']:.4g} {stated['unit']}")
+                table.add_row(figure, _stated(stated))
         elif name in ("files", "shards"):
             total = sum(entry["bytes"] for entry in value)
             table.add_row(name, f"{len(value)} files, {total:,} bytes")
         else:
-            table.add_row(name, str(value))
+            table.add_row(name, "\n".join(_lines(value)))
     return table
+
+
+def _stated(figure: Mapping[str, Any]) -> str:
+    """A figure with its 95% interval, where it has one."""
+    interval = "" if figure["low"] is None else f" ({figure['low']:.4g} to {figure['high']:.4g})"
+    return f"{figure['value']:.4g}{interval} {figure['unit']}"
+
+
+def _lines(value: Any, path: str = "") -> list[str]:
+    """A value as lines of `path value`: a record that is meant by its ref, a list by its entries, nothing as `-`."""
+    match value:
+        case {"ref": ref, "sha256": _}:
+            return _lines(ref, path)
+        case dict() if value:
+            return [line for name, inner in value.items() for line in _lines(inner, f"{path}.{name}" if path else name)]
+        case list() if value:
+            return [line for inner in value for line in _lines(inner, path)]
+        case None | [] | {} | "":
+            value = "-"
+        case float():
+            value = f"{value:.6g}"
+    return [f"{path} {value}" if path else str(value)]
