@@ -123,7 +123,7 @@ def load_recipe(reference: str, overrides: Sequence[str] = (), folders: Sequence
 
 def check_models(recipe: Recipe) -> None:
     """Let the families check their own fields. Raises RecipeError with the line, the path and the choices."""
-    _check_parts(recipe)
+    _check_shares(recipe)
     for check in entry_points(group="atelier.recipe_checks"):
         try:
             check_section = check.load()
@@ -140,10 +140,15 @@ def check_models(recipe: Recipe) -> None:
                 raise RecipeError(f"{recipe.at(path)}: {error}") from None
 
 
-def _check_parts(recipe: Recipe) -> None:
-    """Refuse to cut a worker's share of a batch into more parts than it has images."""
+def _check_shares(recipe: Recipe) -> None:
+    """Refuse workers without an image of a batch, and to cut a worker's share into more parts than it has images."""
     accumulate, workers = recipe.cluster.accumulate, recipe.cluster.workers
     for name, spec in recipe.models.items():
+        if workers > spec.batch_size:
+            raise RecipeError(
+                f"{recipe.at('cluster.workers')}: cluster.workers: expected at most the models.{name}.batch_size "
+                f"{spec.batch_size}, got {workers}; lower it, or raise the batch_size"
+            )
         if accumulate > max(1, spec.batch_size // workers):
             raise RecipeError(
                 f"{recipe.at('cluster.accumulate')}: cluster.accumulate: expected at most "

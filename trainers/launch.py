@@ -7,6 +7,7 @@ and goes on from the newest complete checkpoint; so does a later call for the sa
 
 import threading
 import time
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -34,7 +35,8 @@ START_TIMEOUT_SECONDS = 120
 # With fewer workers to be content with, waiting for a node that is gone is lost time: the next try asks who is there.
 ELASTIC_START_TIMEOUT_SECONDS = 20
 GROW_SECONDS = 60.0  # between looks for room to grow; each growth begins again at the last checkpoint
-MAX_START_FAILURES = {"fixed": 3, "elastic": 30}  # 30 tries of 20 s: ten minutes, as long as a node takes to come back
+# 30 tries of 20 s are ten minutes, as long as a node takes to come back; of 120 s an hour, as a large machine may take.
+MAX_START_FAILURES, MAX_START_FAILURES_HERE = 30, 3
 POLL_SECONDS = 0.5
 GRACE_SECONDS = 25.0  # from a signal to the end: Ray gives a job that it stops 30 s, Kubernetes a pod
 # A store that is away may come back; these do not, or are meant.
@@ -107,8 +109,15 @@ def _train_on_ray(task: Task, settings: Settings, say: Say) -> None:
         ) from None
 
     cluster = task.recipe.cluster
-    use_gpu = _device(cluster, ray.cluster_resources().get("GPU", 0) > 0) == "cuda"
-    _check_size(ray, cluster, settings)
+    there, joined = ray.cluster_resources(), settings.ray_address is not None
+    # A cluster that somebody else keeps may get GPUs once they are asked for: there `cuda` is taken at its word.
+    has_gpu = there.get("GPU", 0) > 0 or (joined and cluster.device == "cuda")
+    use_gpu = _device(cluster, has_gpu) == "cuda"
+    if joined:
+        for line in _notes(cluster, use_gpu, ray.available_resources()):
+            say(f"train {task.model}: {line}")
+    else:
+        _check_size(cluster, use_gpu, there)
     config = {
         "store": task.store.uri,
         "recipe": task.recipe.to_json(),
@@ -117,8 +126,9 @@ def _train_on_ray(task: Task, settings: Settings, say: Say) -> None:
         "run_id": task.run_id,
         "cache": str(settings.cache_folder),
         "cache_gb": settings.cache_gb,
-        "drains": settings.ray_address is not None,
+        "drains": joined,
     }
+    may_grow = joined or cluster.elastic
     storage_path, filesystem = _storage(task.store, f"{task.run_ref}/ray")
     trainer = TorchTrainer(
         _worker,
@@ -137,7 +147,7 @@ def _train_on_ray(task: Task, settings: Settings, say: Say) -> None:
             storage_filesystem=filesystem,
             failure_config=ray_train.FailureConfig(
                 max_failures=cluster.max_failures,
-                controller_failure_limit=MAX_START_FAILURES["elastic" if cluster.elastic else "fixed"],
+                controller_failure_limit=MAX_START_FAILURES if may_grow else MAX_START_FAILURES_HERE,
             ),
             callbacks=[_give_up_early()],
         ),
@@ -187,16 +197,30 @@ def _fit(trainer: Any, task: Task, say: Say) -> None:
         raise _cause(failed[0]) from failed[0]
 
 
-def _check_size(ray: Any, cluster: ClusterSpec, settings: Settings) -> None:
+def _needs(cluster: ClusterSpec, workers: int, use_gpu: bool) -> dict[str, float]:
+    """CPUs and GPUs of so many workers."""
+    return {"CPU": workers * cluster.cpus_per_worker, "GPU": workers if use_gpu else 0}
+
+
+def _check_size(cluster: ClusterSpec, use_gpu: bool, there: Mapping[str, float]) -> None:
     """A cluster of this process cannot grow: say so before Ray waits for what will not come."""
-    there = ray.cluster_resources().get("CPU", 0)
     workers = cluster.min_workers or cluster.workers
-    needed = workers * cluster.cpus_per_worker
-    if settings.ray_address is None and needed > there:
-        raise RecipeError(
-            f"cluster: expected at most {there:g} CPUs (this machine's), got workers {workers} x "
-            f"cpus_per_worker {cluster.cpus_per_worker:g} = {needed:g}; lower either, or run on a larger Ray cluster"
-        )
+    for name, needed in _needs(cluster, workers, use_gpu).items():
+        if needed > there.get(name, 0):
+            each = f" x cpus_per_worker {cluster.cpus_per_worker:g}" if name == "CPU" else ""
+            raise RecipeError(
+                f"cluster: expected at most {there.get(name, 0):g} {name}s (this machine's), got workers "
+                f"{workers}{each} = {needed:g}; lower it, or run on a larger Ray cluster"
+            )
+
+
+def _notes(cluster: ClusterSpec, use_gpu: bool, free: Mapping[str, float]) -> Iterator[str]:
+    """What somebody who waits wants to know: that machines are yet to come, or that nobody asked for GPUs."""
+    for name, needed in _needs(cluster, cluster.min_workers or cluster.workers, use_gpu).items():
+        if needed > free.get(name, 0):
+            yield f"waits for {needed:g} {name}s; {free.get(name, 0):g} are free now"
+    if cluster.device == "auto" and not use_gpu:
+        yield "on CPUs, as the cluster has no GPU now; where GPUs come on demand, cluster.device: cuda asks for them"
 
 
 def _storage(store: Store, key: str) -> tuple[str, Any]:

@@ -4,8 +4,9 @@ A permutation of all shards, drawn from (seed, epoch), lays the split's samples 
 `steps * batch_size` samples are cut into C equal lanes (the last `samples mod batch_size` of this epoch's line are left
 out: another remainder each epoch). Within a lane, the samples of each window of K consecutive shards are permuted. The
 global batch t takes the next `batch_size / C` samples of every lane, and worker r of W owns the lanes l with
-l mod W = r. So every sample that is in the line comes exactly once an epoch, whoever reads it, and the state of a
-stream is (dataset, seed, step): no buffers to save.
+l mod W = r; where there are more workers than lanes, those with the same r mod C share a lane, each with its own rows
+of what a batch takes of it. So every sample that is in the line comes exactly once an epoch, whoever reads it, and the
+state of a stream is (dataset, seed, step): no buffers to save.
 
 Windows. A worker begins with one window of each of its lanes, so K is chosen to keep those shards to START_BYTES
 decoded over all lanes, between 1 and MAX_WINDOW_SHARDS. K = 1 costs little: ingest lays the samples of a split in
@@ -25,7 +26,7 @@ import numpy.typing as npt
 
 from pipeline.errors import RecipeError
 
-MAX_LANES = 48  # divisible by 1, 2, 3, 4, 6, 8, 12, 16: those numbers of workers get equal parts of a batch
+MAX_LANES = 48  # divisible by 1, 2, 3, 4, 6, 8, 12, 16: those numbers of workers own equally many lanes
 MAX_WINDOW_SHARDS = 8
 START_BYTES = 512 << 20
 
@@ -58,12 +59,20 @@ class Order:
         return self.batch_size // self.lanes
 
     def check_world(self, world: int) -> None:
-        """Raises RecipeError on more workers than lanes."""
-        if world > self.lanes:
+        """Raises RecipeError on more workers than a batch has samples."""
+        if world > self.batch_size:
             raise RecipeError(
-                f"cluster.workers: expected at most {self.lanes} for batches of {self.batch_size}, got {world}; "
-                f"choose a batch size that is a multiple of {MAX_LANES}, or fewer workers"
+                f"cluster.workers: expected at most {self.batch_size}, the images of a batch, got {world}; "
+                "lower it or raise the batch_size"
             )
+
+    def shares(self, rank: int, world: int) -> list[tuple[int, slice]]:
+        """The lanes that a worker reads, and which rows of a lane's part of a batch are its own."""
+        if world <= self.lanes:
+            return [(lane, slice(0, self.lane_batch)) for lane in range(rank, self.lanes, world)]
+        nth, lane = divmod(rank, self.lanes)
+        sharing = len(range(lane, world, self.lanes))
+        return [(lane, slice(nth * self.lane_batch // sharing, (nth + 1) * self.lane_batch // sharing))]
 
 
 @dataclass(frozen=True)
@@ -91,9 +100,8 @@ def order_of(shard_sizes: Sequence[int], batch_size: int, seed: int, image_bytes
 
 def rows_of(order: Order, rank: int, world: int) -> Indices:
     """Which rows of the global batch are a worker's (B,), in the order of its part."""
-    return np.concatenate(
-        [np.arange(lane * order.lane_batch, (lane + 1) * order.lane_batch) for lane in range(rank, order.lanes, world)]
-    )
+    rows = np.arange(order.batch_size).reshape(order.lanes, order.lane_batch)
+    return np.concatenate([rows[lane, own] for lane, own in order.shares(rank, world)])
 
 
 def chunks_of(order: Order, rank: int, world: int, start_step: int, chunk_steps: int) -> Iterator[Chunk]:
@@ -101,10 +109,10 @@ def chunks_of(order: Order, rank: int, world: int, start_step: int, chunk_steps:
     epoch, step = divmod(start_step, order.steps_per_epoch)
     while True:
         line = _Line(order, epoch)
-        lanes = [_Lane(line, lane, step * order.lane_batch) for lane in range(rank, order.lanes, world)]
+        lanes = [(_Lane(line, lane, step * order.lane_batch), own) for lane, own in order.shares(rank, world)]
         while step < order.steps_per_epoch:
             num = min(chunk_steps, order.steps_per_epoch - step)
-            taken = [lane.take(num * order.lane_batch).reshape(num, order.lane_batch) for lane in lanes]
+            taken = [lane.take(num * order.lane_batch).reshape(num, -1)[:, own] for lane, own in lanes]
             yield Chunk(epoch, np.concatenate(taken, axis=1))
             step += num
         epoch, step = epoch + 1, 0

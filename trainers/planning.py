@@ -5,19 +5,21 @@
 
 Counted from the networks themselves (`trainers.summary`): parameters, FLOPs, activations, bytes of a checkpoint. By the
 formulas of ZeRO (Rajbhandari et al. 2020, sections 5 and 7): memory by stage, bytes that each worker sends a step.
-Taken as given, and said so: the share of the GPU's peak that the work reaches, and the network's bandwidth.
+Taken as given, and said so: the share of the GPU's peak that the work reaches, and the network's bandwidth. What
+`offload: cpu` costs in time is not counted.
 Communication is added to the work, not hidden behind it: the engine reduces gradients after the backward pass.
 """
 
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from rich.table import Table
 
 from pipeline.gpus import Gpu
-from pipeline.recipe import Recipe
+from pipeline.recipe import Recipe, check_models
 from trainers import summary
 from trainers.families import DataShape
 from trainers.summary import MIB, PhaseCost, Summary
@@ -142,7 +144,9 @@ class ModelPlan:
 
 
 def plan_recipe(recipe: Recipe, machine: Machine, num_classes: int = 0) -> list[ModelPlan]:
-    """A plan for each model. Raises RecipeError where a family refuses its options."""
+    """A plan for each model. Raises RecipeError where the recipe cannot run on so many workers."""
+    cluster = recipe.cluster.model_copy(update={"workers": machine.workers})
+    check_models(recipe.model_copy(update={"cluster": cluster}))
     return [_plan(recipe, model, machine, num_classes) for model in recipe.models]
 
 
@@ -150,18 +154,18 @@ def _plan(recipe: Recipe, model: str, machine: Machine, num_classes: int) -> Mod
     spec, cluster, dataset = recipe.models[model], recipe.cluster, recipe.dataset
     shape = DataShape(dataset.channels, dataset.height, dataset.width, num_classes)
     halved = cluster.precision != "fp32" and bool(machine.gpu.bf16_tflops)
+    offloaded = cluster.offload == "cpu"
+    cost_at = partial(summary.summarise, spec.family, spec.options, shape, spec.batch_size, machine.workers)
     peak = 1e12 * (machine.gpu.bf16_tflops if halved else machine.gpu.fp32_tflops)
 
-    def cost_at(zero: int) -> Summary:
-        return summary.summarise(spec.family, spec.options, shape, spec.batch_size, machine.workers, zero)
-
     def stage(zero: int) -> StagePlan:
-        cost = cost_at(zero)
+        again = cluster.checkpoint_activations
+        cost = cost_at(zero, checkpoint_activations=again)
         activations = cost.activations // cluster.accumulate // (2 if halved else 1)
         sent = bytes_sent(cost, machine.workers, zero)
         return StagePlan(
             zero=zero,
-            kept=sum(network.total for network in cost.networks),
+            kept=sum(network.total - (network.adam if zero and offloaded else 0) for network in cost.networks),
             activations=activations,
             sent=sent,
             compute_seconds=cost.flops_per_step / (machine.workers * peak * machine.mfu),

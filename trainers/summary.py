@@ -24,6 +24,7 @@ from torch.utils.flop_counter import conv_flop_count, flop_registry
 
 from trainers import families
 from trainers.families import Batch, DataShape, Model, Noise, Phase
+from trainers.networks.recomputing import recompute
 
 META = torch.device("meta")
 MIB = 1 << 20
@@ -94,15 +95,25 @@ class Summary:
 
 
 def summarise(
-    family: str, options: Mapping[str, Any], shape: DataShape, batch_size: int, workers: int = 1, zero: int = 0
+    family: str,
+    options: Mapping[str, Any],
+    shape: DataShape,
+    batch_size: int,
+    workers: int = 1,
+    zero: int = 0,
+    *,
+    checkpoint_activations: bool = False,
 ) -> Summary:
-    """Count a model's cost in fp32. `zero` is DeepSpeed's stage, 0 for the plain engine.
+    """Count a model's cost in fp32. `zero` is DeepSpeed's stage, 0 for the plain engine; `checkpoint_activations`
+    counts what is computed twice twice, which an MFU does not.
 
-    Raises RecipeError where the family refuses the options.
+    Raises RecipeError where the family refuses the options, or has no blocks to compute twice.
     """
     config = families.parse_config(family, options, "model")
     with META:
         model = families.build(family, config, shape, seed=0)
+        if checkpoint_activations:
+            recompute(model.networks)
         batch = _batch(shape, max(1, batch_size // workers))
         networks = tuple(
             network_cost(name, network, name == model.sampler, workers, zero)

@@ -17,6 +17,7 @@ import torch
 from safetensors.torch import load as load_safetensors
 
 from pipeline.artifacts import Run
+from pipeline.errors import RecipeError
 from pipeline.ingest import ingest
 from pipeline.settings import Settings
 from pipeline.store import Store, open_store
@@ -159,6 +160,7 @@ def test_a_run_that_loses_a_node_goes_on_with_fewer_workers(tmp_path: Path, loss
             cluster.stdin.flush()
         out = finished(process)
     assert "resumed at step" in out and ("about to go" in out) == (loss != "kill"), out
+    assert "train vae: on CPUs, as the cluster has no GPU now" in out
     alone = open_store(f"file://{tmp_path}/alone")
     recipe = small_recipe(*elastic[3:])
     run = launch.train(alone, recipe, "vae", ingest(alone, recipe), Settings.from_environment(), print)
@@ -166,6 +168,23 @@ def test_a_run_that_loses_a_node_goes_on_with_fewer_workers(tmp_path: Path, loss
     wanted = load_safetensors(alone.get(f"{run.ref}/model.safetensors"))
     away = sum((found[name] - wanted[name]).double().square().sum() for name in wanted) ** 0.5
     assert away < 1e-6 * sum(tensor.double().square().sum() for tensor in wanted.values()) ** 0.5
+
+
+def test_gpus_that_a_cluster_may_get_are_waited_for_and_those_of_this_machine_are_not(tmp_path: Path) -> None:
+    on_gpus = ["cluster.launcher=ray", "cluster.workers=2", "cluster.device=cuda"]
+    store = open_store(f"file://{tmp_path}/gpus")
+    ingest(store, small_recipe())
+    with two_nodes() as (_, environment):
+        process = train(store.uri, on_gpus, "vae", environment)
+        assert process.stdout
+        assert process.stdout.readline() == "train vae: waits for 2 GPUs; 0 are free now\n"
+        process.kill()
+        process.communicate()
+    cluster = small_recipe(*on_gpus).cluster
+    with pytest.raises(RecipeError, match=r"expected at most 1 GPUs \(this machine's\), got workers 2 = 2; lower it"):
+        launch._check_size(cluster, True, {"CPU": 8.0, "GPU": 1.0})
+    with pytest.raises(RecipeError, match=r"expected at most 1 CPUs .* got workers 2 x cpus_per_worker 1 = 2; lower"):
+        launch._check_size(cluster, True, {"CPU": 1.0, "GPU": 8.0})
 
 
 def wait_for_hurried_checkpoint(process: subprocess.Popen[str], store: Store, every: int) -> None:

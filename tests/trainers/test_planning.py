@@ -11,7 +11,7 @@ import torch.distributed as dist
 from torch.multiprocessing.spawn import spawn
 
 from pipeline.artifacts import Dataset
-from pipeline.errors import UserError
+from pipeline.errors import RecipeError, UserError
 from pipeline.gpus import Gpu, known, named
 from pipeline.recipe import Recipe
 from pipeline.records import load
@@ -107,6 +107,30 @@ def test_zero_spreads_memory_and_stage_3_sends_half_as_much_again() -> None:
     sent = [stage.sent for stage in plan.stages]
     assert sent[0] == sent[1] == sent[2] == round(2 * 4 * plan.cost.parameters * 3 / 4)
     assert sent[3] == pytest.approx(1.5 * sent[0])
+
+
+def test_activations_that_are_computed_again_and_moments_on_the_cpu_are_not_of_the_gpu() -> None:
+    small = (
+        "models.vae.preset=base",
+        "models.gan.preset=base",
+        "models.vae.batch_size=16",
+        "dataset.height=16",
+        "dataset.width=16",
+    )
+    plain, again = (
+        plan_of(small_recipe(*small, *more), "vae") for more in ((), ("cluster.checkpoint_activations=true",))
+    )
+    assert again.stages[0].activations < 0.7 * plain.stages[0].activations
+    assert 1.1 < again.stages[0].compute_seconds / plain.stages[0].compute_seconds < 1.4
+    offloaded = plan_of(small_recipe(*small, "cluster.zero=1", "cluster.offload=cpu"), "vae")
+    moments = plain.stages[1].kept - offloaded.stages[1].kept
+    assert moments == 12 * plain.cost.parameters  # and the copy of the weights that goes with them
+
+
+def test_more_workers_than_a_batch_has_images_are_no_plan() -> None:
+    with pytest.raises(RecipeError, match=r"cluster.workers: expected at most the models.gan.batch_size 60, got 64"):
+        plan_of(small_recipe("models.gan.batch_size=60", "models.vae.batch_size=64"), "gan", workers=64)
+    assert plan_of(small_recipe("models.gan.batch_size=64", "models.vae.batch_size=64"), "gan", workers=64).stages
 
 
 def test_the_first_stage_that_fits_is_chosen() -> None:

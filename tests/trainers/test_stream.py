@@ -65,9 +65,9 @@ def test_every_sample_comes_at_most_once_and_all_but_the_remainder(
     assert set(seen.tolist()) <= set(range(sum(sizes)))
 
 
-@pytest.mark.parametrize("world", [2, 3, 4, 8])
+@pytest.mark.parametrize("world", [2, 3, 4, 8, 12, 16, 24])
 def test_global_batches_do_not_depend_on_the_number_of_workers(world: int) -> None:
-    order = order_of([30, 7, 41, 16, 30], 24, seed=3)
+    order = order_of([30, 7, 41, 16, 30], 24 if world in (2, 3, 4, 8) else 40, seed=3)  # lanes: 24, or 8
     count = 2 * order.steps_per_epoch + 1
     assert global_batches(order, world, 0, count) == global_batches(order, 1, 0, count)
 
@@ -93,10 +93,20 @@ def test_a_batch_larger_than_the_split_is_refused() -> None:
         order_of([4, 6], 11, seed=0)
 
 
-def test_more_workers_than_lanes_are_refused() -> None:
-    order = order_of([40], 10, seed=0)  # two lanes
-    with pytest.raises(RecipeError, match=r"cluster.workers: expected at most 2 .* got 3"):
-        next(stream.batches(order, numbered(order), 0, 3, 0))
+@pytest.mark.parametrize(("batch", "world"), [(256, 64), (8192, 1024), (250, 100)])
+def test_workers_beyond_the_lanes_share_them_evenly(batch: int, world: int) -> None:
+    order = order_of([4096, 4096], batch, seed=0)
+    assert world > order.lanes
+    rows = [orders.rows_of(order, rank, world) for rank in range(world)]
+    assert sorted(np.concatenate(rows).tolist()) == list(range(batch))
+    counts = [len(own) for own in rows]
+    assert max(counts) - min(counts) <= 1
+
+
+def test_more_workers_than_images_of_a_batch_are_refused() -> None:
+    order = order_of([40], 10, seed=0)
+    with pytest.raises(RecipeError, match=r"cluster.workers: expected at most 10, the images of a batch, got 11"):
+        next(stream.batches(order, numbered(order), 0, 11, 0))
 
 
 @pytest.mark.parametrize(
