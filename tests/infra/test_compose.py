@@ -24,7 +24,7 @@ ONCE = ("airflow-init", "store-init")
 def secrets(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder that make_secrets.py makes."""
     folder = tmp_path_factory.mktemp("infra") / "secrets"
-    output_of(sys.executable, INFRA / "make_secrets.py", folder)
+    output_of(sys.executable, "-I", "-S", INFRA / "make_secrets.py", folder)  # as a Python without packages
     return folder
 
 
@@ -153,9 +153,18 @@ print(json.dumps({"values": [conf.get(*name) for name in names],
 
 def test_the_signing_key_signs(secrets: Path) -> None:
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
-    from cryptography.hazmat.primitives.serialization import load_pem_private_key
+    from cryptography.hazmat.primitives.serialization import (
+        Encoding,
+        NoEncryption,
+        PrivateFormat,
+        load_pem_private_key,
+    )
 
-    assert isinstance(load_pem_private_key((secrets / "signing-key.pem").read_bytes(), None), Ed25519PrivateKey)
+    written = (secrets / "signing-key.pem").read_bytes()
+    key = load_pem_private_key(written, None)
+    assert isinstance(key, Ed25519PrivateKey)
+    assert key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()) == written
+    key.public_key().verify(key.sign(b"release"), b"release")
 
 
 class Weed:
