@@ -71,6 +71,15 @@ run "sources_are_read_only" {
   }
 }
 
+run "addons" {
+  command = plan
+
+  assert {
+    condition     = alltrue([for addon in aws_eks_addon.this : addon.resolve_conflicts_on_create == "OVERWRITE"])
+    error_message = "The add-ons take the place of those that a new cluster has."
+  }
+}
+
 run "gpus_on_spot" {
   command = plan
 
