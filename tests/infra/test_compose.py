@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from tests.infra.test_images import IMAGES
+from tests.infra.test_images import IMAGES, stages
 from tests.infra.tools import INFRA, output_of, tool
 
 AIRFLOW = ("airflow-api", "airflow-scheduler", "airflow-triggerer", "airflow-dag-processor")
@@ -113,6 +113,21 @@ def test_our_containers_have_no_rights(project: dict[str, Any]) -> None:
     for name, service in project["services"].items():
         assert service["security_opt"] == ["no-new-privileges:true"], name
         assert name == "postgres" or service["cap_drop"] == ["ALL"], name
+
+
+def test_a_worker_that_is_stopped_has_time_to_commit_its_step(project: dict[str, Any]) -> None:
+    """`ray start` takes a SIGTERM as a drain of so many seconds, if it alone gets it: `tini -g` signals the raylet."""
+    from ray._private.ray_constants import RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S
+
+    from trainers.launch import GRACE_SECONDS
+
+    for name in ("ray-worker", "ray-worker-gpu"):
+        service = project["services"][name]
+        grace = float(service["stop_grace_period"].removesuffix("s"))
+        assert GRACE_SECONDS < RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S < grace - 5
+        assert service["command"][:2] == ["ray", "start"] and service.get("entrypoint") is None
+        base = stages()[service["build"]["target"]].split()[1]
+        assert 'ENTRYPOINT ["tini", "--"]\n' in stages()[base]
 
 
 def test_gpus_are_asked_for_by_the_profile_alone(project: dict[str, Any]) -> None:
