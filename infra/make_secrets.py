@@ -1,5 +1,6 @@
-"""Make the secrets that `compose.yaml` reads, each in a file: `python3 infra/make_secrets.py [FOLDER]`. Any Python from 3.9
-will do, without packages: it runs where Atelier is not installed.
+"""Make the secrets that `compose.yaml` reads, each in a file: `python3 infra/make_secrets.py [FOLDER]`.
+
+Any Python from 3.9 will do, without packages: it runs where Atelier is not installed.
 
 A file that is there stays as it is, so that a second run changes nothing; remove one to have it made anew (with
 `postgres-password`, `airflow-database` too, and the database's volume). The folder is its owner's alone; the files in
