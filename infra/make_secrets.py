@@ -1,4 +1,6 @@
-"""Make the secrets that `compose.yaml` reads, each in a file: `python infra/make_secrets.py [FOLDER]`.
+"""Make the secrets that `compose.yaml` reads, each in a file: `python3 infra/make_secrets.py [FOLDER]`.
+
+Any Python from 3.9 will do, without packages: it runs where Atelier is not installed.
 
 A file that is there stays as it is, so that a second run changes nothing; remove one to have it made anew (with
 `postgres-password`, `airflow-database` too, and the database's volume). The folder is its owner's alone; the files in
@@ -12,10 +14,9 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
-from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
-
 FOLDER = Path(__file__).resolve().parent / "secrets"
+# What stands before the 32 bytes of an Ed25519 key in PKCS #8 (RFC 8410, sections 7 and 10.3).
+ED25519_HEAD = bytes.fromhex("302e020100300506032b657004220420")
 
 
 def main(folder: Path) -> None:
@@ -63,9 +64,9 @@ def store_users(key: str, secret: str) -> str:
 
 
 def signing_key() -> str:
-    """An Ed25519 private key as PEM; it signs releases."""
-    key = Ed25519PrivateKey.generate()
-    return key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()).decode()
+    """An Ed25519 private key as PEM; it signs releases. Any 32 random bytes are one (RFC 8032, section 5.1.5)."""
+    der = base64.b64encode(ED25519_HEAD + secrets.token_bytes(32)).decode()
+    return f"-----BEGIN PRIVATE KEY-----\n{der}\n-----END PRIVATE KEY-----\n"
 
 
 if __name__ == "__main__":

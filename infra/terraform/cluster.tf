@@ -52,7 +52,9 @@ resource "aws_eks_addon" "this" {
   cluster_name         = aws_eks_cluster.this.name
   addon_name           = each.key
   configuration_values = each.value
-  depends_on           = [aws_eks_node_group.system]
+  # A new cluster has vpc-cni, kube-proxy and coredns of its own; an add-on of another setting is refused beside them.
+  resolve_conflicts_on_create = "OVERWRITE"
+  depends_on                  = [aws_eks_node_group.system]
 }
 
 resource "aws_iam_role" "node" {

@@ -63,8 +63,68 @@ resource "aws_eks_pod_identity_association" "pod" {
   role_arn        = aws_iam_role.pod[each.value].arn
 }
 
-# For `ray up` (../ray-up.yaml): the machines' profile. A head that starts machines needs EC2 rights of its own, too.
+# For `ray up` (../ray-up.yaml): the profile of its workers.
 resource "aws_iam_instance_profile" "ray" {
   name = "${var.name}-ray"
   role = aws_iam_role.pod["ray"].name
+}
+
+# And that of its head, which starts and ends them: Ray tags each machine with its cluster's name, which is this one's.
+locals {
+  machine   = "arn:aws:ec2:${var.region}:*:instance/*"
+  of_others = ["image", "key-pair", "network-interface", "security-group", "spot-instances-request", "subnet", "volume"]
+  launch = [
+    { Effect = "Allow", Action = ["ec2:DescribeInstances"], Resource = ["*"] }, # AWS knows no narrower one
+    {
+      Effect   = "Allow"
+      Action   = ["ec2:RunInstances"]
+      Resource = [for kind in local.of_others : "arn:aws:ec2:${var.region}:*:${kind}/*"]
+    },
+    {
+      Effect    = "Allow"
+      Action    = ["ec2:RunInstances"]
+      Resource  = [local.machine]
+      Condition = { StringEquals = { "aws:RequestTag/ray-cluster-name" = var.name } }
+    },
+    {
+      Effect    = "Allow"
+      Action    = ["ec2:CreateTags"]
+      Resource  = [local.machine]
+      Condition = { StringEquals = { "ec2:CreateAction" = "RunInstances" } }
+    },
+    {
+      Effect    = "Allow"
+      Action    = ["ec2:CreateTags", "ec2:TerminateInstances"]
+      Resource  = [local.machine]
+      Condition = { StringEquals = { "aws:ResourceTag/ray-cluster-name" = var.name } }
+    },
+    {
+      Effect    = "Allow"
+      Action    = ["iam:PassRole"]
+      Resource  = ["arn:aws:iam::*:role/${var.name}-ray"]
+      Condition = { StringEquals = { "iam:PassedToService" = "ec2.amazonaws.com" } }
+    },
+  ]
+}
+
+resource "aws_iam_role" "head" {
+  count = var.ray_up ? 1 : 0
+  name  = "${var.name}-ray-head"
+  assume_role_policy = jsonencode({
+    Version   = "2012-10-17"
+    Statement = [{ Effect = "Allow", Principal = { Service = "ec2.amazonaws.com" }, Action = "sts:AssumeRole" }]
+  })
+}
+
+resource "aws_iam_role_policy" "head" {
+  for_each = var.ray_up ? { store = aws_iam_role_policy.store["ray"].policy, machines = jsonencode({ Version = "2012-10-17", Statement = local.launch }) } : {}
+  name     = each.key
+  role     = aws_iam_role.head[0].name
+  policy   = each.value
+}
+
+resource "aws_iam_instance_profile" "head" {
+  count = var.ray_up ? 1 : 0
+  name  = "${var.name}-ray-head"
+  role  = aws_iam_role.head[0].name
 }

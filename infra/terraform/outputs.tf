@@ -9,6 +9,11 @@ output "cluster" {
 }
 
 output "ray_instance_profile" {
-  description = "IamInstanceProfile of ../ray-up.yaml."
+  description = "IamInstanceProfile of the workers of ../ray-up.yaml."
   value       = aws_iam_instance_profile.ray.arn
+}
+
+output "ray_head_instance_profile" {
+  description = "IamInstanceProfile of the head of ../ray-up.yaml; null without ray_up."
+  value       = one(aws_iam_instance_profile.head[*].arn)
 }

@@ -59,6 +59,12 @@ variable "kubernetes_version" {
   default     = "1.34"
 }
 
+variable "ray_up" {
+  description = "Make the profile of the head of ../ray-up.yaml, too, which may start and end machines of that cluster."
+  type        = bool
+  default     = false
+}
+
 variable "cpu_instance_types" {
   description = "Machines for ingest and evaluation."
   type        = list(string)

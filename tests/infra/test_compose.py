@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from tests.infra.test_images import IMAGES
+from tests.infra.test_images import IMAGES, stages
 from tests.infra.tools import INFRA, output_of, tool
 
 AIRFLOW = ("airflow-api", "airflow-scheduler", "airflow-triggerer", "airflow-dag-processor")
@@ -24,7 +24,7 @@ ONCE = ("airflow-init", "store-init")
 def secrets(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder that make_secrets.py makes."""
     folder = tmp_path_factory.mktemp("infra") / "secrets"
-    output_of(sys.executable, INFRA / "make_secrets.py", folder)
+    output_of(sys.executable, "-I", "-S", INFRA / "make_secrets.py", folder)  # as a Python without packages
     return folder
 
 
@@ -115,6 +115,21 @@ def test_our_containers_have_no_rights(project: dict[str, Any]) -> None:
         assert name == "postgres" or service["cap_drop"] == ["ALL"], name
 
 
+def test_a_worker_that_is_stopped_has_time_to_commit_its_step(project: dict[str, Any]) -> None:
+    """`ray start` takes a SIGTERM as a drain of so many seconds, if it alone gets it: `tini -g` signals the raylet."""
+    from ray._private.ray_constants import RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S
+
+    from trainers.launch import GRACE_SECONDS
+
+    for name in ("ray-worker", "ray-worker-gpu"):
+        service = project["services"][name]
+        grace = float(service["stop_grace_period"].removesuffix("s"))
+        assert GRACE_SECONDS < RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S < grace - 5
+        assert service["command"][:2] == ["ray", "start"] and service.get("entrypoint") is None
+        base = stages()[service["build"]["target"]].split()[1]
+        assert 'ENTRYPOINT ["tini", "--"]\n' in stages()[base]
+
+
 def test_gpus_are_asked_for_by_the_profile_alone(project: dict[str, Any]) -> None:
     with_gpu = {n for n, s in project["services"].items() if "nvidia" in json.dumps(s.get("deploy", {}))}
     assert with_gpu == {"ray-worker-gpu"}
@@ -153,9 +168,18 @@ print(json.dumps({"values": [conf.get(*name) for name in names],
 
 def test_the_signing_key_signs(secrets: Path) -> None:
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
-    from cryptography.hazmat.primitives.serialization import load_pem_private_key
+    from cryptography.hazmat.primitives.serialization import (
+        Encoding,
+        NoEncryption,
+        PrivateFormat,
+        load_pem_private_key,
+    )
 
-    assert isinstance(load_pem_private_key((secrets / "signing-key.pem").read_bytes(), None), Ed25519PrivateKey)
+    written = (secrets / "signing-key.pem").read_bytes()
+    key = load_pem_private_key(written, None)
+    assert isinstance(key, Ed25519PrivateKey)
+    assert key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()) == written
+    key.public_key().verify(key.sign(b"release"), b"release")
 
 
 class Weed:

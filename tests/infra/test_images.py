@@ -1,9 +1,11 @@
 """The Dockerfile, by hadolint; what it would install and copy, by pip's names and this tree. No image is built."""
 
 import re
+import shlex
 import subprocess
 import sys
 from importlib.metadata import PackageNotFoundError, distribution
+from pathlib import Path
 
 import pytest
 from packaging.requirements import Requirement
@@ -89,3 +91,14 @@ def test_what_the_images_add_is_pinned() -> None:
     pinned = {re.split("[=<>]", line)[0].lower().replace("_", "-") for line in (ROOT / "constraints.txt").open()}
     wanted = {w.name.lower() for w in requirements("airflow-server", "train", "tensorboard")} - {"torch"}
     assert wanted <= pinned
+
+
+def test_the_airflow_image_starts_dags_by_itself(tmp_path: Path) -> None:
+    """Airflow's own reading of the image's environment; compose.yaml and the chart's values say nothing else."""
+    (assignments,) = re.findall(r"^ENV ((?:.*\\\n)*.+)", stages()["airflow"], flags=re.MULTILINE)
+    variables = dict(word.split("=", 1) for word in shlex.split(assignments.replace("\\\n", " ")))
+    script = "from airflow.configuration import conf; print(conf.getboolean('core', 'dags_are_paused_at_creation'))"
+    output = output_of(sys.executable, "-c", script, cwd=tmp_path, env={**variables, "AIRFLOW_HOME": str(tmp_path)})
+    assert output.splitlines()[-1] == "False"
+    for other in ("compose.yaml", "kubernetes/airflow-values.yaml"):
+        assert "paused_at_creation" not in (INFRA / other).read_text().lower()

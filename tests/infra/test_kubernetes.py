@@ -1,6 +1,7 @@
 """The manifests: by Kubernetes' schemas, KubeRay's fields (kuberay.py), Ray's own autoscaler, and by each other."""
 
 import copy
+import re
 from collections.abc import Iterator
 from typing import Any
 
@@ -15,6 +16,7 @@ from tests.infra.test_images import IMAGES
 from tests.infra.tools import INFRA, ROOT
 
 FOLDER = INFRA / "kubernetes"
+README = (INFRA / "README.md").read_text()
 KUBERNETES = "1.34"
 VALUES = "airflow-values.yaml"  # of a chart, no manifest
 
@@ -199,6 +201,21 @@ def test_the_rayjob_runs_a_command_that_exists() -> None:
     program, verb, *words = RAY["rayjob.yaml:RayJob/digits-"]["spec"]["entrypoint"].split()
     assert program == "atelier"
     assert CliRunner().invoke(app, [verb, *words, "--help"]).exit_code == 0
+
+
+def test_garbage_is_deleted_by_a_job_of_ray_where_airflow_may_not() -> None:
+    """README's line: the head and the container that it names exist, and its command is one of ours."""
+    from typer.testing import CliRunner
+
+    from pipeline.cli import app
+
+    (line,) = re.findall(r"exec (service/\S+ --container \S+ -- \\\n +ray job submit .+ -- atelier .+)$", README, re.M)
+    service, _, container, *_ = line.split()
+    head = ALL["raycluster.yaml:RayCluster/atelier"]
+    assert service == f"service/{head['metadata']['name']}-head-svc"
+    assert container in {each["name"] for each in cluster_of(head)["headGroupSpec"]["template"]["spec"]["containers"]}
+    words = line.rpartition(" -- atelier ")[2].split()
+    assert "--delete" in words and CliRunner().invoke(app, [*words, "--help"]).exit_code == 0
 
 
 def test_the_charts_values_name_what_there_is() -> None:

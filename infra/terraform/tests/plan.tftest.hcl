@@ -71,6 +71,50 @@ run "sources_are_read_only" {
   }
 }
 
+run "no_head_unless_asked_for" {
+  command = plan
+
+  assert {
+    condition     = length(aws_iam_role.head) == 0 && length(aws_iam_instance_profile.head) == 0
+    error_message = "Rights to start machines are made for `ray up` only."
+  }
+}
+
+run "head_of_ray_up" {
+  command = plan
+  variables {
+    ray_up = true
+  }
+  assert {
+    condition     = aws_iam_role_policy.head["store"].policy == aws_iam_role_policy.store["ray"].policy
+    error_message = "The head uses the store as its workers do."
+  }
+  assert {
+    condition = alltrue([
+      for statement in jsondecode(aws_iam_role_policy.head["machines"].policy).Statement :
+      !contains(statement.Resource, "*") || tolist(statement.Action) == tolist(["ec2:DescribeInstances"])
+    ])
+    error_message = "Anywhere the head may only look."
+  }
+  assert {
+    condition = alltrue([
+      for statement in jsondecode(aws_iam_role_policy.head["machines"].policy).Statement :
+      jsonencode(statement.Condition) == jsonencode({ StringEquals = { "aws:ResourceTag/ray-cluster-name" = "atelier" } })
+      if contains(statement.Action, "ec2:TerminateInstances")
+    ])
+    error_message = "The head ends machines of its own cluster only."
+  }
+}
+
+run "addons" {
+  command = plan
+
+  assert {
+    condition     = alltrue([for addon in aws_eks_addon.this : addon.resolve_conflicts_on_create == "OVERWRITE"])
+    error_message = "The add-ons take the place of those that a new cluster has."
+  }
+}
+
 run "gpus_on_spot" {
   command = plan
 
