@@ -139,7 +139,7 @@ def test_a_pool_keeps_deferred_jobs_from_running_side_by_side(running: Running) 
 
 def test_the_pool_of_a_recipe_is_made_where_it_is_missing_and_told_of_where_it_is_too_small(running: Running) -> None:
     def recipe(workers: int) -> Recipe:
-        text = SMALL.replace("notify: alerts", "pool: made").replace("launcher: local", f"workers: {workers}")
+        text = SMALL.replace("owner: vision", "pool: made").replace("launcher: local", f"workers: {workers}")
         return load_recipe(Recipe.model_validate(yaml.safe_load(text)).to_json())
 
     [line] = make_pools(running.airflow, [recipe(1), recipe(2)])
