@@ -54,7 +54,7 @@ def test_a_mistake_of_the_user_is_not_tried_again(running: Running) -> None:
 
 def test_marking_a_task_failed_stops_its_job(running: Running) -> None:
     running.start("shell_job", "killed", {"command": "echo started; sleep 100"})
-    # Until the triggerer runs the trigger there is nobody to stop the job: housekeeping would, within the hour.
+    # Until the triggerer runs the trigger there is nobody to stop the job: the DAG `orphans` would, within minutes.
     task = "/dags/shell_job/dagRuns/killed/taskInstances/job"
     until(lambda: (job := running.job_of("killed")) and job.status == "RUNNING")
     until(lambda: running.airflow.ask("GET", task)["state"] == "deferred")
@@ -74,7 +74,7 @@ def test_ending_a_task_before_it_is_deferred_stops_its_job(running: Running, mon
     sleep = entrypoint_of(["sleep", "100"], 120)
     job = running.jobs.submit_or_attach("undeferred", sleep, environment={}, metadata={})
     operator = RayJobOperator(task_id="job", verb="train", recipe_json="{}", options={}, deadline_seconds=120)
-    operator._job_id = job.id
+    operator._base_id = "undeferred"
     operator.on_kill()
     until(lambda: (found := running.jobs.find(job.id)) and found.status == "STOPPED")
 
@@ -106,7 +106,7 @@ def test_clearing_a_task_runs_its_job_anew(running: Running, tmp_path: Path) -> 
     assert running.ended("shell_job", "cleared")[0] == "success"
 
 
-def test_housekeeping_stops_this_airflows_orphans_only(running: Running) -> None:
+def test_the_dag_orphans_stops_this_airflows_orphans_only(running: Running) -> None:
     assert running.stack.airflow is not None
     gone = {"dag_id": "shell_job", "run_id": "gone", "task_id": "job", "map_index": "-1"}
     sleep = entrypoint_of(["sleep", "100"], 120)
@@ -116,8 +116,8 @@ def test_housekeeping_stops_this_airflows_orphans_only(running: Running) -> None
     ]
     running.start("shell_job", "alive", {"command": f"sleep 8; {URI_LINE}"})
     until(lambda: running.stages("shell_job", "alive")["job"].state == "running")
-    running.start("housekeeping", "sweep", {})
-    assert running.ended("housekeeping", "sweep")[0] == "success"
+    running.start("orphans", "sweep", {})
+    assert running.ended("orphans", "sweep")[0] == "success"
     until(lambda: (job := running.jobs.find(jobs[0].id)) and job.status == "STOPPED")
     foreign = running.jobs.find(jobs[1].id)
     assert foreign is not None and not foreign.finished

@@ -59,7 +59,16 @@ def test_every_recipe_has_its_two_dags(parsed: Any) -> None:
     expected = {
         f"{name}_{part}" for name in {*shipped, "small", "watched", "arriving"} for part in ("dataset", "models")
     }
-    assert set(parsed["dags"]) == {*expected, "housekeeping"}
+    assert set(parsed["dags"]) == {*expected, "housekeeping", "orphans"}
+
+
+def test_orphaned_jobs_are_looked_for_every_five_minutes_and_garbage_every_hour(parsed: Any) -> None:
+    found = {dag_id: parsed["dags"][dag_id] for dag_id in ("orphans", "housekeeping")}
+    assert {dag_id: list(dag["tasks"]) for dag_id, dag in found.items()} == {
+        "orphans": ["stop_orphans"],
+        "housekeeping": ["collect_garbage"],
+    }
+    assert [dag["schedule"] for dag in found.values()] == ["*/5 * * * *", "@hourly"]
 
 
 def test_the_dags_of_recipes_are_of_one_file_whether_or_not_there_are_broken_recipes(tmp_path: Path) -> None:
