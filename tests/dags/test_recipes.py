@@ -182,14 +182,14 @@ def test_whatever_a_recipe_raises_is_told_of_with_its_place_and_spoils_no_other(
 
     (tmp_path / "a.yaml").write_text(SMALL.replace("name: small", "name: odd"))
     (tmp_path / "b.yaml").write_text(SMALL)
-    real = recipes.model_params
+    real = recipes.common
 
-    def fails_for_one(recipe: Recipe) -> Any:
+    def fails_for_one(recipe: Recipe) -> dict[str, Any]:
         if recipe.name == "odd":
             raise KeyError("nobody\nthought of it")
         return real(recipe)
 
-    monkeypatch.setattr(recipes, "model_params", fails_for_one)
+    monkeypatch.setattr(recipes, "common", fails_for_one)
     monkeypatch.setenv("ATELIER_RECIPES", str(tmp_path))
     dags, problems = recipes.dags_of(Settings.from_environment())
     assert {"small_dataset", "small_models", "digits_models"} <= set(dags)
