@@ -137,6 +137,19 @@ def test_a_pool_keeps_deferred_jobs_from_running_side_by_side(running: Running) 
     assert earlier[1] <= later[0]
 
 
+def test_a_dag_is_busy_while_a_run_of_it_is_queued_or_running(running: Running) -> None:
+    runs = [f"busy{number}" for number in range(5)]  # one more than it may have at a time
+    for run_id in runs:
+        running.start("shell_job", run_id, {"command": f"sleep 4; {URI_LINE}"})
+    until(
+        lambda: sorted(running.airflow.run_state("shell_job", run_id) for run_id in runs)[:2] == ["queued", "running"]
+    )
+    assert running.airflow._is_busy("shell_job")
+    for run_id in runs:
+        assert running.ended("shell_job", run_id)[0] == "success"
+    until(lambda: not running.airflow._is_busy("shell_job"))
+
+
 def test_the_pool_of_a_recipe_is_made_where_it_is_missing_and_told_of_where_it_is_too_small(running: Running) -> None:
     def recipe(workers: int) -> Recipe:
         text = SMALL.replace("owner: vision", "pool: made").replace("launcher: local", f"workers: {workers}")
