@@ -1,7 +1,4 @@
-"""Every hour: stops Ray jobs whose Airflow task is gone, and shows what garbage the store holds.
-
-A trigger's `on_kill` stops the job of a task that somebody marks or clears; it does not run where the triggerer died,
-or where the deferral timed out. Those jobs are found here, by the metadata that the operator gave them.
+"""Every hour: shows what garbage the store holds.
 
 Garbage is what `atelier gc` says it is; it is deleted only in a run that is started with the parameter `delete`. What a
 live Ray job was given is never garbage.
@@ -11,9 +8,8 @@ from typing import Any
 
 from airflow.sdk import Param, dag, task
 
-from dags.ray_job import airflow_name, jobs_client
+from dags.ray_job import jobs_client
 
-ENDED = {"success", "failed", "upstream_failed", "skipped", "removed"}
 PARAMS = {
     "delete": Param(False, type="boolean", description="Delete the garbage; else it is only listed in the log"),
     "days": Param(30, type="number", minimum=1, description="Keep what was written to in the last days"),
@@ -23,20 +19,7 @@ PARAMS = {
 
 @dag(schedule="@hourly", catchup=False, max_active_runs=1, tags=["atelier"], params=PARAMS, doc_md=__doc__)
 def housekeeping() -> None:
-    """Two tasks that do not depend on each other."""
-
-    @task
-    def stop_orphans(ti: Any = None) -> list[str]:
-        """Stop the jobs that no live task waits for; gives their ids."""
-        stopped = []
-        with jobs_client() as client:
-            for job in client.list():
-                if job.metadata.get("airflow") != airflow_name() or job.finished:
-                    continue
-                if _has_ended(ti, job.metadata):
-                    client.stop(job.id)
-                    stopped.append(job.id)
-        return stopped
+    """One task."""
 
     @task
     def collect_garbage(params: Any = None) -> dict[str, Any]:
@@ -55,18 +38,7 @@ def housekeeping() -> None:
             print(f"{one.ref}  {one.objects:,} objects, {one.bytes:,} bytes")
         return {"deleted": params["delete"], **gc.total(garbage)}
 
-    stop_orphans()
     collect_garbage()
-
-
-def _has_ended(ti: Any, owner: Any) -> bool:
-    """Whether the task that a job belongs to has ended, or is unknown. One without a state waits for its turn."""
-    map_index = int(owner["map_index"])
-    states = ti.get_task_states(
-        dag_id=owner["dag_id"], map_index=map_index, task_ids=[owner["task_id"]], run_ids=[owner["run_id"]]
-    )
-    of_run = states.get(owner["run_id"], {})
-    return not of_run or all(state in ENDED for state in of_run.values())
 
 
 housekeeping()

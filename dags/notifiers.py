@@ -2,7 +2,8 @@
 
 `airflow.notify` of a recipe names the connection. Its host is the URL's host, its schema http or https, and the
 password, if there is one, is sent as bearer token; `path` of its extra is the path. The body has the key `text`, which
-the incoming webhooks of Slack, Mattermost, Rocket.Chat and Teams take, and the parts of it for programs.
+the incoming webhooks of Slack, Mattermost, Rocket.Chat and Teams take, and the parts of it for programs. The path of
+such a webhook is its credential: no message of an error holds the URL.
 """
 
 from typing import TYPE_CHECKING, Any
@@ -31,7 +32,7 @@ class Webhook(BaseNotifier):
         url, headers = _target(BaseHook.get_connection(self.connection_id))
         try:
             httpx.post(url, json=_body(self.what, context), headers=headers, timeout=TIMEOUT_SECONDS).raise_for_status()
-        except httpx.HTTPError as error:
+        except (httpx.HTTPError, httpx.InvalidURL) as error:
             raise _untold(self.connection_id, error) from None
 
     async def async_notify(self, context: "Context") -> None:
@@ -40,19 +41,24 @@ class Webhook(BaseNotifier):
         try:
             async with httpx.AsyncClient(timeout=TIMEOUT_SECONDS) as http:
                 (await http.post(url, json=_body(self.what, context), headers=headers)).raise_for_status()
-        except httpx.HTTPError as error:
+        except (httpx.HTTPError, httpx.InvalidURL) as error:
             raise _untold(self.connection_id, error) from None
 
 
 def _target(connection: "Connection") -> tuple[str, dict[str, str]]:
     port = f":{connection.port}" if connection.port else ""
-    path = connection.extra_dejson.get("path", "/")
+    path = "/" + str(connection.extra_dejson.get("path") or "").lstrip("/")  # without its slash it would be more host
     headers = {"Authorization": f"Bearer {connection.password}"} if connection.password else {}
     return f"{connection.schema or 'https'}://{connection.host}{port}{path}", headers
 
 
-def _untold(connection_id: str, error: httpx.HTTPError) -> StackError:
-    return StackError(f"connection {connection_id}: expected its server to take a message, got {error}; is it up?")
+def _untold(connection_id: str, error: Exception) -> StackError:
+    """One line without httpx's own words, which hold the URL or a header."""
+    if isinstance(error, httpx.HTTPStatusError):
+        came = f"status {error.response.status_code}; is its `path` right?"
+    else:
+        came = f"{type(error).__name__}; is it up, and are its host, port and schema right?"
+    return StackError(f"connection {connection_id}: expected its server to take a message, got {came}")
 
 
 def _body(what: str, context: Any) -> dict[str, str]:

@@ -113,7 +113,8 @@ class RayJobOperator(BaseOperator):
         self.deadline_seconds = deadline_seconds
         self.shown_as = shown_as  # of an instance in a mapped group
         self.connection_id = connection_id
-        self._job_id: str | None = None
+        self._base_id: str | None = None  # of the job that is being submitted, or was
+        self._killed = False
 
     def command(self, context: "Context") -> list[str]:
         """The command line to run on the cluster; an option whose value is a list is given for each of it."""
@@ -132,14 +133,17 @@ class RayJobOperator(BaseOperator):
         owner = owner_of(context["ti"])
         entrypoint = entrypoint_of(self.command(context), self.deadline_seconds)
         spent = cast(int, context["task_state_store"].get(SPENT, 0))
+        self._base_id = base_id_of(owner, entrypoint)  # before the job is there: a kill may come while it is submitted
         try:
             with jobs_client(self.connection_id) as client:
                 job = client.submit_or_attach(
-                    base_id_of(owner, entrypoint), entrypoint, environment={}, metadata=owner, first_attempt=spent + 1
+                    self._base_id, entrypoint, environment={}, metadata=owner, first_attempt=spent + 1
                 )
+                if self._killed:  # Airflow's handler of the signal comes back here, and on_kill was too early for it
+                    client.stop(job.id)
+                    raise AirflowException(f"the task was ended while Ray job {job.id} was submitted; it is stopped")
         except UserError as error:
             raise AirflowFailException(str(error)) from None
-        self._job_id = job.id
         self.log.info("Ray job %s is %s", job.id, job.status)
         link, page = RayJobLink(), job_page(address_of(BaseHook.get_connection(self.connection_id)), job.id)
         context["ti"].xcom_push(key=link.xcom_key, value=page)  # now: it is wanted while the job runs
@@ -169,13 +173,14 @@ class RayJobOperator(BaseOperator):
 
     def on_kill(self) -> None:
         """Someone ended the task before it was deferred: stop the job. (Later it is the trigger's on_kill.)"""
-        if self._job_id is not None:
+        self._killed = True
+        if self._base_id is not None:
             with jobs_client(self.connection_id) as client:
-                client.stop(self._job_id)
+                client.stop_attempts(self._base_id)
 
 
 def owner_of(instance: Any) -> dict[str, str]:
-    """Whose job it is; housekeeping reads it back from the job's metadata."""
+    """Whose job it is; the DAG `orphans` reads it back from the job's metadata."""
     return {
         "airflow": airflow_name(),
         "dag_id": instance.dag_id,

@@ -5,8 +5,8 @@
                      model[i], by its name:     train >> [evaluate, sample] >> publish >> promote
 
 The recipes are those that ship and those in the folders of ATELIER_RECIPES; broken_recipes.py tells of the ones that
-cannot be read. A model is an instance of a mapped group: a run trains the models that its parameter `models` names, and
-one that fails spoils no other. What travels between tasks are URIs of records.
+cannot be read or built. A model is an instance of a mapped group: a run trains the models that its parameter `models`
+names, and one that fails spoils no other. What travels between tasks are URIs of records.
 """
 
 import contextlib
@@ -23,7 +23,7 @@ from airflow.sdk.exceptions import AirflowFailException, AirflowRuntimeError
 from dags.links import RayJobLink, RecordLink, ReleaseLink, TensorBoardLink
 from dags.notifiers import Webhook
 from dags.ray_job import RayJobOperator, nonce_of
-from dags.shelf import read_recipes
+from dags.shelf import problem_of, read_recipes
 from dags.watch import source_asset
 from dags.words import about, model_params, models_doc
 from pipeline.errors import UserError
@@ -128,6 +128,7 @@ def common(recipe: Recipe) -> dict[str, Any]:
     asked = recipe.airflow
     policy = ExceptionRetryPolicy([RetryRule(UserError, RetryAction.FAIL, reason="the user's mistake: no retry helps")])
     options: dict[str, Any] = {
+        "auto_register": False,  # or they would be broken_recipes.py's as well, which imports this file
         "catchup": False,
         "max_active_runs": 1,
         "tags": ["atelier", recipe.name, *asked.tags],
@@ -252,8 +253,20 @@ def _name_instance(model: str) -> None:
     get_current_context()["model"] = model  # type: ignore[typeddict-unknown-key]  # `map_index_template` reads it
 
 
-_settings = Settings.from_environment()
-for _recipe in read_recipes(_settings)[0]:
-    _asset = Asset(name=_recipe.name, uri=f"{_settings.store or 'atelier:/'}/datasets/{_recipe.name}")
-    globals()[f"{_recipe.name}_dataset"] = dataset_dag(_recipe, _asset, _settings.store)
-    globals()[f"{_recipe.name}_models"] = models_dag(_recipe, _asset)
+def dags_of(settings: Settings) -> tuple[dict[str, DAG], list[str]]:
+    """The DAGs of all recipes by their ids, and a line about each recipe that gives none: it spoils no other."""
+    recipes, problems = read_recipes(settings)
+    dags: dict[str, DAG] = {}
+    for recipe in recipes:
+        asset = Asset(name=recipe.name, uri=f"{settings.store or 'atelier:/'}/datasets/{recipe.name}")
+        try:
+            pair = [dataset_dag(recipe, asset, settings.store), models_dag(recipe, asset)]
+        except Exception as error:  # noqa: BLE001 - told of by broken_recipes.py
+            problems.append(problem_of(recipe.at("name"), f"the DAGs of {recipe.name}", error))
+        else:
+            dags |= {dag.dag_id: dag for dag in pair}
+    return dags, problems
+
+
+_dags, problems = dags_of(Settings.from_environment())
+globals().update(_dags)  # Airflow finds the DAGs that are globals of a file

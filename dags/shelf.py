@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from croniter import croniter  # type: ignore[import-untyped]  # comes with Airflow
+from croniter import CroniterError, croniter  # type: ignore[import-untyped]  # comes with Airflow
 
 from pipeline.errors import RecipeError
 from pipeline.recipe import Recipe, load_recipe, recipe_files
@@ -23,6 +23,8 @@ def read_recipes(settings: Settings) -> tuple[list[Recipe], list[str]]:
             _check(recipe, file, recipes)
         except RecipeError as error:
             problems.append(str(error))
+        except Exception as error:  # noqa: BLE001 - told of by broken_recipes.py; the other recipes' DAGs stay
+            problems.append(problem_of(str(file), "a recipe", error))
         else:
             recipes[recipe.name] = recipe
     return list(recipes.values()), problems
@@ -32,5 +34,19 @@ def _check(recipe: Recipe, file: Path, others: dict[str, Recipe]) -> None:
     """What Airflow asks of a recipe beyond its own rules."""
     if recipe.name in others:
         raise RecipeError(f"{file}: expected a name that no other recipe has, got {recipe.name!r}")
-    if isinstance(recipe.schedule, str) and not croniter.is_valid(recipe.schedule):
+    if isinstance(recipe.schedule, str) and not _comes(recipe.schedule):
         raise RecipeError(f"{recipe.at('schedule')}: expected cron such as '0 3 * * *', got {recipe.schedule!r}")
+
+
+def _comes(cron: str) -> bool:
+    """Whether it is cron, and of a day that comes."""
+    try:
+        return bool(croniter.is_valid(cron) and croniter(cron).get_next())
+    except CroniterError:  # '0 0 31 2 *': no such day in 50 years
+        return False
+
+
+def problem_of(where: str, what: str, error: Exception) -> str:
+    """One line about an error that no check of ours has foreseen."""
+    words = " ".join(str(error).split())
+    return f"{where}: expected {what}, got {type(error).__name__}: {words:.200}; this recipe is left out"

@@ -97,10 +97,12 @@ class AirflowClient:
         return str(self.ask("GET", f"/dags/{dag_id}/dagRuns/{quote(run_id)}")["state"])
 
     def run_started_by(self, dag_id: str, run_id: str, consumer: str) -> str:
-        """The run of `consumer` that a run's asset event started."""
+        """The run of `consumer` that a run's asset event started; it waits while an earlier run of it is busy."""
         deadline = time.monotonic() + APPEAR_SECONDS
         query = f"source_dag_id={dag_id}&source_run_id={quote(run_id, safe='')}"
-        while time.monotonic() < deadline:
+        waits = True
+        while waits:
+            waits = time.monotonic() < deadline or self._is_busy(consumer)  # asked first: a run that ends is looked for
             # Airflow 3.3.2 answers this with a status 500 while the run is queued: its schema wants a start date.
             found = self._send("GET", f"/api/v2/assets/events?{query}", None)
             for event in found.json()["asset_events"] if found.is_success else []:
@@ -111,6 +113,11 @@ class AirflowClient:
         raise StackError(
             f"expected a run of {consumer} after {dag_id}, none came; see {self.servers.url}/dags/{consumer}"
         )
+
+    def _is_busy(self, dag_id: str) -> bool:
+        """Whether a run of a DAG is queued or running."""
+        found = self.ask("GET", f"/dags/{dag_id}/dagRuns?state=queued&state=running&limit=1")
+        return bool(found["dag_runs"])
 
     def stages(self, dag_id: str, run_id: str, models: Sequence[str] = ()) -> list[StageView]:
         """The tasks of a run, those that started first first. `models`: those that the run was started for, in order.

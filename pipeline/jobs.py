@@ -172,6 +172,12 @@ class JobsClient:
         if response.status_code != httpx.codes.NOT_FOUND:
             _checked(self.address, response)
 
+    def stop_attempts(self, base_id: str) -> None:
+        """Ask Ray to stop each unfinished attempt of what `submit_or_attach` started as `base_id`."""
+        for job in self.list():
+            if job.id.rpartition("-")[0] == base_id and not job.finished:
+                self.stop(job.id)
+
     def list(self) -> "list[Job]":
         """All submitted jobs that Ray knows."""
         found = _checked(self.address, self._request("GET", "/api/jobs/"))

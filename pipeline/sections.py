@@ -1,8 +1,8 @@
 """The sections of a recipe but for its source: what each field is, its bounds and its default."""
 
-from typing import Any, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints, field_validator, model_validator
 
 from pipeline.artifacts import Strict
 
@@ -11,6 +11,7 @@ NAME_PATTERN = r"^[a-z][a-z0-9_]{0,39}$"  # a DAG id, a folder of the store and 
 BLOCK_IMAGE_BYTES = 64 << 10  # up to this size decoded, `layout: auto` puts images into blocks
 SHARD_BYTES = 8 << 20  # where the recipe does not say: about this size decoded ...
 SHARD_IMAGES = (256, 8192)  # ... but so many images
+YEAR_MINUTES = 365 * 24 * 60
 
 
 class DatasetSpec(Strict):
@@ -119,7 +120,7 @@ class ClusterSpec(Strict):
     cpus_per_worker: float = Field(1, gt=0)
     threads_per_worker: int = Field(1, ge=1)  # on CPU
     max_failures: int = Field(3, ge=0)  # worker groups lost before the run gives up
-    timeout_minutes: int = Field(24 * 60, ge=1)
+    timeout_minutes: int = Field(24 * 60, ge=1, le=YEAR_MINUTES)
 
     @model_validator(mode="after")
     def _engine_has_its_settings(self) -> Self:
@@ -215,18 +216,28 @@ class WatchSpec(Strict):
     """Ingest when the source has changed and has then rested for the settle time: many arrivals make one ingest."""
 
     watch: Literal["source"]
-    poll_seconds: int = Field(60, ge=1)
-    settle_seconds: int = Field(120, ge=0)
+    poll_seconds: int = Field(60, ge=1, le=24 * 3600)
+    settle_seconds: int = Field(120, ge=0, le=7 * 24 * 3600)
 
 
 class AirflowSpec(Strict):
-    """How Airflow runs the recipe. It enters no id."""
+    """How Airflow runs the recipe. It enters no id. The lengths are those that Airflow's database takes."""
 
-    owner: str = Field("atelier", min_length=1)
-    tags: tuple[str, ...] = ()
+    owner: str = Field("atelier", min_length=1, max_length=500)
+    tags: tuple[Annotated[str, StringConstraints(min_length=1, max_length=100)], ...] = ()
     # A pool of GPUs (made with --include-deferred): a model's training takes a slot for each worker. None: no limit.
-    pool: str | None = None
+    pool: str | None = Field(None, max_length=256)
     retries: int = Field(2, ge=0, le=100)  # of a fault of the infrastructure; a user's mistake fails at once
-    retry_seconds: float = Field(10, gt=0)  # before the first retry, then twice as long each time, up to an hour
-    late_after_minutes: int | None = Field(None, ge=1)  # a run that is not done so long after it was queued is told of
-    notify: str | None = None  # an Airflow connection whose URL is told, as JSON, of failed and late runs
+    retry_seconds: float = Field(10, gt=0, le=3600)  # before the first retry, then twice as long, up to an hour
+    # A run that is not done so long after it was queued is told of.
+    late_after_minutes: int | None = Field(None, ge=1, le=YEAR_MINUTES)
+    notify: str | None = Field(None, max_length=250)  # an Airflow connection: told, as JSON, of failed and late runs
+
+    @model_validator(mode="after")
+    def _somebody_is_told(self) -> Self:
+        if self.late_after_minutes is not None and not self.notify:
+            raise ValueError(
+                f"notify with late_after_minutes: {self.late_after_minutes}, got none, so nobody would be told; "
+                "name an Airflow connection, or leave late_after_minutes out"
+            )
+        return self

@@ -52,6 +52,7 @@ class StackState(Strict):
     boot_time: float
     ready: bool = False
     store_environment: Mapping[str, str] = {}
+    recipe_folders: tuple[Path, ...] = ()  # of ATELIER_RECIPES, which Airflow was started with
     ray: RayHead | None = None
     airflow: AirflowServers | None = None
     servers: tuple[Server, ...] = ()
@@ -119,6 +120,8 @@ def up(
             stack = None
         if stack and (stack.airflow or not airflow):
             say("the stack is up already")
+            if stack.airflow and (line := unread_folders(stack)):
+                say(line)
             return stack
         ports = Ports(ray_port, airflow_port)
         new = StackState(home=home, mark=secrets.token_hex(8), boot_time=psutil.boot_time())
@@ -144,6 +147,20 @@ def down(home: Path, *, say: Say = lambda _line: None) -> bool:
         say("stopping the stack")
         _end(stack)
     return True
+
+
+def unread_folders(stack: StackState) -> str:
+    """One line about the folders of ATELIER_RECIPES that a running stack's Airflow does not read; "" where it does."""
+    asked = Settings.from_environment().recipe_folders
+    unread = [folder for folder in asked if folder not in stack.recipe_folders]
+    if not unread:
+        return ""
+    words = os.pathsep.join(map(str, unread))
+    reads = os.pathsep.join(map(str, stack.recipe_folders)) or "none"
+    return (
+        f"ATELIER_RECIPES: expected folders that the running Airflow was started with ({reads}), got {words}, which it "
+        "does not read; `atelier down` first, then `atelier up`"
+    )
 
 
 def recipes_folder(home: Path) -> Path:
@@ -240,7 +257,8 @@ class _Starting:
                 return
 
     def _prepare_airflow(self) -> None:
-        self._note(airflow=servers_.new_airflow(self.stack.home / "airflow", self.ports))
+        airflow = servers_.new_airflow(self.stack.home / "airflow", self.ports)
+        self._note(airflow=airflow, recipe_folders=Settings.from_environment().recipe_folders)
         assert self.stack.airflow is not None
         self._migrate(self.stack.airflow.home, self._airflow_environment())
 

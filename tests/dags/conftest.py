@@ -149,7 +149,7 @@ def running(tmp_path_factory: pytest.TempPathFactory, recipes: Path) -> Iterator
                 AirflowClient(started.airflow) as airflow,
                 JobsClient(started.ray.dashboard, started.ray.token) as jobs,
             ):
-                for dag_id in ("shell_job", "small_models", "watched_dataset", "arriving_dataset", "housekeeping"):
+                for dag_id in ("shell_job", "small_models", "watched_dataset", "arriving_dataset", "orphans"):
                     until(lambda dag_id=dag_id: airflow.ask("GET", f"/dags/{dag_id}", missing_is_none=True))  # type: ignore[misc]
                 yield Running(started, airflow, jobs)
         finally:

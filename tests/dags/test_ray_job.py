@@ -54,7 +54,7 @@ def test_a_mistake_of_the_user_is_not_tried_again(running: Running) -> None:
 
 def test_marking_a_task_failed_stops_its_job(running: Running) -> None:
     running.start("shell_job", "killed", {"command": "echo started; sleep 100"})
-    # Until the triggerer runs the trigger there is nobody to stop the job: housekeeping would, within the hour.
+    # Until the triggerer runs the trigger there is nobody to stop the job: the DAG `orphans` would, within minutes.
     task = "/dags/shell_job/dagRuns/killed/taskInstances/job"
     until(lambda: (job := running.job_of("killed")) and job.status == "RUNNING")
     until(lambda: running.airflow.ask("GET", task)["state"] == "deferred")
@@ -74,7 +74,7 @@ def test_ending_a_task_before_it_is_deferred_stops_its_job(running: Running, mon
     sleep = entrypoint_of(["sleep", "100"], 120)
     job = running.jobs.submit_or_attach("undeferred", sleep, environment={}, metadata={})
     operator = RayJobOperator(task_id="job", verb="train", recipe_json="{}", options={}, deadline_seconds=120)
-    operator._job_id = job.id
+    operator._base_id = "undeferred"
     operator.on_kill()
     until(lambda: (found := running.jobs.find(job.id)) and found.status == "STOPPED")
 
@@ -106,7 +106,7 @@ def test_clearing_a_task_runs_its_job_anew(running: Running, tmp_path: Path) -> 
     assert running.ended("shell_job", "cleared")[0] == "success"
 
 
-def test_housekeeping_stops_this_airflows_orphans_only(running: Running) -> None:
+def test_the_dag_orphans_stops_this_airflows_orphans_only(running: Running) -> None:
     assert running.stack.airflow is not None
     gone = {"dag_id": "shell_job", "run_id": "gone", "task_id": "job", "map_index": "-1"}
     sleep = entrypoint_of(["sleep", "100"], 120)
@@ -116,8 +116,8 @@ def test_housekeeping_stops_this_airflows_orphans_only(running: Running) -> None
     ]
     running.start("shell_job", "alive", {"command": f"sleep 8; {URI_LINE}"})
     until(lambda: running.stages("shell_job", "alive")["job"].state == "running")
-    running.start("housekeeping", "sweep", {})
-    assert running.ended("housekeeping", "sweep")[0] == "success"
+    running.start("orphans", "sweep", {})
+    assert running.ended("orphans", "sweep")[0] == "success"
     until(lambda: (job := running.jobs.find(jobs[0].id)) and job.status == "STOPPED")
     foreign = running.jobs.find(jobs[1].id)
     assert foreign is not None and not foreign.finished
@@ -137,9 +137,22 @@ def test_a_pool_keeps_deferred_jobs_from_running_side_by_side(running: Running) 
     assert earlier[1] <= later[0]
 
 
+def test_a_dag_is_busy_while_a_run_of_it_is_queued_or_running(running: Running) -> None:
+    runs = [f"busy{number}" for number in range(5)]  # one more than it may have at a time
+    for run_id in runs:
+        running.start("shell_job", run_id, {"command": f"sleep 4; {URI_LINE}"})
+    until(
+        lambda: sorted(running.airflow.run_state("shell_job", run_id) for run_id in runs)[:2] == ["queued", "running"]
+    )
+    assert running.airflow._is_busy("shell_job")
+    for run_id in runs:
+        assert running.ended("shell_job", run_id)[0] == "success"
+    until(lambda: not running.airflow._is_busy("shell_job"))
+
+
 def test_the_pool_of_a_recipe_is_made_where_it_is_missing_and_told_of_where_it_is_too_small(running: Running) -> None:
     def recipe(workers: int) -> Recipe:
-        text = SMALL.replace("notify: alerts", "pool: made").replace("launcher: local", f"workers: {workers}")
+        text = SMALL.replace("owner: vision", "pool: made").replace("launcher: local", f"workers: {workers}")
         return load_recipe(Recipe.model_validate(yaml.safe_load(text)).to_json())
 
     [line] = make_pools(running.airflow, [recipe(1), recipe(2)])

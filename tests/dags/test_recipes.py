@@ -10,6 +10,8 @@ from typing import Any
 
 import pytest
 
+from pipeline.recipe import Recipe
+from pipeline.settings import Settings
 from tests.dags.conftest import BROKEN, REPOSITORY, SMALL, Running
 
 PARSE = """
@@ -26,6 +28,7 @@ dags = {
         "tags": sorted(dag.tags),
         "params": {name: dag.params.get_param(name).schema for name in dag.params},
         "doc": dag.doc_md,
+        "file": dag.fileloc,
     }
     for dag in bag.dags.values()
 }
@@ -56,7 +59,25 @@ def test_every_recipe_has_its_two_dags(parsed: Any) -> None:
     expected = {
         f"{name}_{part}" for name in {*shipped, "small", "watched", "arriving"} for part in ("dataset", "models")
     }
-    assert set(parsed["dags"]) == {*expected, "housekeeping"}
+    assert set(parsed["dags"]) == {*expected, "housekeeping", "orphans"}
+
+
+def test_orphaned_jobs_are_looked_for_every_five_minutes_and_garbage_every_hour(parsed: Any) -> None:
+    found = {dag_id: parsed["dags"][dag_id] for dag_id in ("orphans", "housekeeping")}
+    assert {dag_id: list(dag["tasks"]) for dag_id, dag in found.items()} == {
+        "orphans": ["stop_orphans"],
+        "housekeeping": ["collect_garbage"],
+    }
+    assert [dag["schedule"] for dag in found.values()] == ["*/5 * * * *", "@hourly"]
+
+
+def test_the_dags_of_recipes_are_of_one_file_whether_or_not_there_are_broken_recipes(tmp_path: Path) -> None:
+    found = parse(tmp_path / "airflow", tmp_path)
+    assert found["errors"] == {}
+    files = {
+        Path(dag["file"]).name for dag_id, dag in found["dags"].items() if dag_id.endswith(("_dataset", "_models"))
+    }
+    assert files == {"recipes.py"}
 
 
 def test_each_model_is_trained_measured_and_published_by_itself(parsed: Any) -> None:
@@ -133,7 +154,15 @@ def test_a_broken_recipe_is_an_import_error_with_its_line_and_spoils_no_other(pa
     [
         ("twin", SMALL, "twin.yaml: expected a name that no other recipe has, got 'small'"),
         ("cron", SMALL + "schedule: every day\n", "cron.yaml:12: expected cron such as"),
+        ("never", SMALL + "schedule: 0 0 31 2 *\n", "never.yaml:12: expected cron such as"),
         ("watch", SMALL + "schedule: {watch: sauce}\n", "watch.yaml:12: schedule"),
+        (
+            "day",
+            SMALL + "schedule: 2026-13-45\n",
+            "day.yaml: expected a recipe, got ValueError: month must be in 1..12",
+        ),
+        ("tags", SMALL.replace("nightly", "n" * 101), "tags.yaml:11: airflow.tags.0: expected"),
+        ("soon", SMALL.replace("owner", "retry_seconds: .inf, owner"), "soon.yaml:11: airflow.retry_seconds: expected"),
     ],
 )
 def test_what_airflow_cannot_take_is_refused_by_recipe(tmp_path: Path, name: str, text: str, words: str) -> None:
@@ -143,6 +172,30 @@ def test_what_airflow_cannot_take_is_refused_by_recipe(tmp_path: Path, name: str
     assert "small_models" in found["dags"]
     [trace] = found["errors"].values()
     assert words in trace
+
+
+def test_whatever_a_recipe_raises_is_told_of_with_its_place_and_spoils_no_other(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("AIRFLOW_HOME", str(tmp_path / "airflow"))
+    from dags import recipes
+
+    (tmp_path / "a.yaml").write_text(SMALL.replace("name: small", "name: odd"))
+    (tmp_path / "b.yaml").write_text(SMALL)
+    real = recipes.common
+
+    def fails_for_one(recipe: Recipe) -> dict[str, Any]:
+        if recipe.name == "odd":
+            raise KeyError("nobody\nthought of it")
+        return real(recipe)
+
+    monkeypatch.setattr(recipes, "common", fails_for_one)
+    monkeypatch.setenv("ATELIER_RECIPES", str(tmp_path))
+    dags, problems = recipes.dags_of(Settings.from_environment())
+    assert {"small_dataset", "small_models", "digits_models"} <= set(dags)
+    assert not {dag_id for dag_id in dags if dag_id.startswith("odd")}
+    [line] = problems
+    assert line.startswith(f"{tmp_path}/a.yaml:2: expected the DAGs of odd, got KeyError: ") and "\n" not in line
 
 
 def test_a_file_takes_the_place_of_the_one_with_its_name_in_an_earlier_folder(tmp_path: Path) -> None:

@@ -59,6 +59,30 @@ def test_a_recipe_survives_the_trip_as_json(tmp_path: Path) -> None:
         ("name: tiny", "name: [", r"tiny.yaml:\d+: expected YAML, got"),
         ("name: tiny", "name: &a tiny\nx: *a", r"expected a recipe without YAML aliases"),
         (GOOD, "- a\n- b\n", r"expected a mapping with name, source, dataset and models, got list"),
+        (
+            "name: tiny",
+            "name: tiny\nairflow:\n  tags: [" + "x" * 101 + "]",
+            r"tiny.yaml:3: airflow.tags.0: expected .*at most 100 characters",
+        ),
+        (
+            "name: tiny",
+            "name: tiny\nairflow: {retry_seconds: .inf}",
+            r"tiny.yaml:2: airflow.retry_seconds: expected .*3600",
+        ),
+        ("name: tiny", "name: tiny\nairflow: {retry_seconds: .nan}", r"tiny.yaml:2: airflow.retry_seconds: expected "),
+        (
+            "name: tiny",
+            "name: tiny\nairflow: {notify: x, late_after_minutes: 99999999999}",
+            r"tiny.yaml:2: airflow.late_after_minutes: expected .*525600",
+        ),
+        (
+            "name: tiny",
+            "name: tiny\nairflow:\n  late_after_minutes: 5",
+            r"tiny.yaml:2: airflow: expected notify with late_after_minutes: 5, got none, .*; name an",
+        ),
+        ("name: tiny", "name: tiny\ncluster: {timeout_minutes: 99999999}", r"tiny.yaml:2: cluster.timeout_minutes: "),
+        ("name: tiny", "name: tiny\nschedule: {watch: source, poll_seconds: 99999999}", r"tiny.yaml:2: schedule"),
+        ("name: tiny", "name: tiny\nschedule: {watch: source, settle_seconds: 99999999}", r"tiny.yaml:2: schedule"),
         ("models:", "model:", r"tiny.yaml:8: model: unknown field; did you mean models\?"),
     ],
 )

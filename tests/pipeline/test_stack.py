@@ -181,3 +181,36 @@ def test_a_state_of_another_version_says_what_to_do(tmp_path: Path) -> None:
     (tmp_path / "stack.json").write_text('{"version": 9}')
     with pytest.raises(StackError, match="expected the state of a stack"):
         stack.state(tmp_path)
+
+
+def test_folders_that_the_running_airflow_does_not_read_are_told_of(
+    home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    home.mkdir()
+    url, mine, yours = "http://127.0.0.1:1", tmp_path / "mine", tmp_path / "yours"
+    airflow = servers.AirflowServers(url=url, user="u", password="p", home=home)  # noqa: S106
+    state = stack.StackState(home=home, mark="m", boot_time=psutil.boot_time(), ready=True, airflow=airflow)
+    started = state.model_copy(update={"recipe_folders": (mine,)})
+    servers.write_private(started.file, started.model_dump_json())
+    monkeypatch.setattr(stack, "is_up", lambda _: True)
+    said: list[str] = []
+    for asked in ("", str(mine), f"{mine}{os.pathsep}{yours}"):
+        monkeypatch.setenv("ATELIER_RECIPES", asked)
+        assert stack.up(home, say=said.append).recipe_folders == (mine,)
+    assert said[:3] == ["the stack is up already"] * 3
+    [line] = said[3:]
+    assert f"was started with ({mine}), got {yours}, which it does not read; `atelier down` first" in line
+
+
+def test_the_folders_that_airflow_is_started_with_are_remembered(
+    home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    home.mkdir()
+    monkeypatch.setenv("ATELIER_RECIPES", str(tmp_path))
+    state = stack.StackState(home=home, mark="m", boot_time=psutil.boot_time())
+    starting = stack._Starting(state, servers.Ports(None, None), lambda _: None)
+    monkeypatch.setattr(starting, "_migrate", lambda *_: None)
+    monkeypatch.setattr(starting, "_airflow_environment", dict)
+    starting._prepare_airflow()
+    found = stack.state(home)
+    assert found is not None and found.recipe_folders == (tmp_path,)

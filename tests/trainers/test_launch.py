@@ -233,7 +233,8 @@ def test_a_damaged_shard_ends_the_run_at_once_with_its_line(tmp_path: Path, monk
 
 
 def test_more_workers_than_the_machine_has_cpus_is_the_users_mistake(digits: Digits) -> None:
-    process = train(digits.store.uri, ["cluster.launcher=ray", "cluster.engine=torch", "cluster.workers=512"])
+    many = ["cluster.workers=512", "models.gan.batch_size=512", "models.vae.batch_size=512"]
+    process = train(digits.store.uri, ["cluster.launcher=ray", "cluster.engine=torch", *many])
     _, err = process.communicate(timeout=120)
     assert "RecipeError: cluster: expected at most" in err and "got workers 512" in err
 
