@@ -67,7 +67,7 @@ def run_on_airflow(settings: Settings, recipe: Recipe, console: Console) -> Iter
                 console.print(line, markup=False, soft_wrap=True)
 
         running = stack.up(home, say=say)
-        hand_over(recipe, home, settings.recipe_folders)
+        hand_over(recipe, home, running.recipe_folders)
     try:
         console.print(stack.describe(running), markup=False, soft_wrap=True)
         result = follow(running, recipe, console)

@@ -183,7 +183,7 @@ def _parse_yaml(text: str, origin: str) -> tuple[dict[str, Any], dict[str, int]]
             raise RecipeError(f"{origin}: expected a recipe without YAML aliases, got one; write the value out")
         node = yaml.compose(text, Loader=yaml.SafeLoader)
         section = yaml.safe_load(text)
-    except (yaml.YAMLError, RecursionError) as error:
+    except (yaml.YAMLError, RecursionError, ValueError) as error:  # ValueError: a date such as 2026-13-45
         mark = getattr(error, "problem_mark", None)
         where = f"{origin}:{mark.line + 1}" if mark else origin
         raise RecipeError(f"{where}: expected YAML, got {getattr(error, 'problem', None) or error}") from None

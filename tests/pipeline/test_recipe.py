@@ -57,6 +57,7 @@ def test_a_recipe_survives_the_trip_as_json(tmp_path: Path) -> None:
         ("name: tiny", "name: Tiny Digits", r"tiny.yaml:1: name: "),
         ("  kind: digits", "  kind: digits\n  kind: idx", r"tiny.yaml:4: source.kind stands twice \(first in line 3\)"),
         ("name: tiny", "name: [", r"tiny.yaml:\d+: expected YAML, got"),
+        ("name: tiny", "name: 2026-13-45", r"tiny.yaml: expected YAML, got month must be in 1..12"),
         ("name: tiny", "name: &a tiny\nx: *a", r"expected a recipe without YAML aliases"),
         (GOOD, "- a\n- b\n", r"expected a mapping with name, source, dataset and models, got list"),
         (
