@@ -12,6 +12,8 @@ from typing import Any
 
 import pytest
 
+from tests.answers import JsonAnswers
+
 TERM_SECONDS = 20.0  # against hanging only
 
 
@@ -37,7 +39,7 @@ class Ray(ThreadingHTTPServer):
         self.jobs[job["submission_id"]] = job
 
 
-class Api(BaseHTTPRequestHandler):
+class Api(JsonAnswers, BaseHTTPRequestHandler):
     server: Ray
 
     def do_GET(self) -> None:
@@ -52,16 +54,6 @@ class Api(BaseHTTPRequestHandler):
         else:
             self.server.submit(json.loads(body))
         self.answer(200, {})
-
-    def answer(self, status: int, body: Any) -> None:
-        data = json.dumps(body).encode()
-        self.send_response(status)
-        self.send_header("Content-Length", str(len(data)))
-        self.end_headers()
-        self.wfile.write(data)
-
-    def log_message(self, *_: Any) -> None:
-        pass
 
 
 @pytest.fixture

@@ -1,11 +1,9 @@
 """What the client makes of Airflow's answers (a real Airflow: tests/dags)."""
 
-import json
 import threading
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -13,6 +11,7 @@ from pipeline import airflow_client
 from pipeline.airflow_client import AirflowClient
 from pipeline.errors import StackError
 from pipeline.servers import AirflowServers
+from tests.answers import JsonAnswers
 
 
 class Airflow(HTTPServer):
@@ -25,7 +24,7 @@ class Airflow(HTTPServer):
         return self.looks_until_it_runs > 0
 
 
-class Api(BaseHTTPRequestHandler):
+class Api(JsonAnswers, BaseHTTPRequestHandler):
     server: Airflow
 
     def do_POST(self) -> None:
@@ -41,16 +40,6 @@ class Api(BaseHTTPRequestHandler):
         else:
             assert self.path == "/api/v2/dags/small_models/dagRuns?state=queued&state=running&limit=1"
             self.answer(200, {"dag_runs": [{}] if airflow.is_queued() else []})
-
-    def answer(self, status: int, body: Any) -> None:
-        data = json.dumps(body).encode()
-        self.send_response(status)
-        self.send_header("Content-Length", str(len(data)))
-        self.end_headers()
-        self.wfile.write(data)
-
-    def log_message(self, *_: Any) -> None:
-        pass
 
 
 @pytest.fixture
