@@ -8,7 +8,8 @@ A task whose worker dies is run again (Ray, `RETRIES` times); an error that the 
 only importer of ray beside `trainers.launch`.
 """
 
-from collections.abc import Callable, Iterable, Iterator
+import os
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from functools import partial
@@ -68,7 +69,7 @@ def _in_threads(most: int, function: Callable[[A], R], arguments: Iterable[A]) -
 @contextmanager
 def _connected(settings: Settings) -> Iterator[None]:
     """The job's cluster, one that this process has joined already, or one for this block."""
-    if not connect(settings, {"RAY_AUTH_MODE": "token"}):
+    if not connect(settings):
         yield
         return
     import ray
@@ -79,11 +80,14 @@ def _connected(settings: Settings) -> Iterator[None]:
         ray.shutdown()
 
 
-def connect(settings: Settings, variables: dict[str, str]) -> bool:
+def connect(settings: Settings, more: Mapping[str, str] | None = None) -> bool:
     """Join the job's cluster, or start one that lives as long as this process; False where one was joined before.
 
-    `variables` are for Ray, here and in its workers, which read them when they import it.
+    `more` variables are for Ray, here and in its workers, which read them when they import it. A cluster of this
+    process asks for a token, and so does one that is joined, unless RAY_AUTH_MODE says otherwise.
     """
+    mode = os.environ.get("RAY_AUTH_MODE", "token") if settings.ray_address else "token"
+    variables = {"RAY_AUTH_MODE": mode, **(more or {})}
     update_environment(variables)
     if settings.ray_address is None:
         update_environment(RAY_ON_LOOPBACK)

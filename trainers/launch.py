@@ -46,7 +46,6 @@ STOP = b"signal"  # the key under which the starter of a run passes a signal on
 STOPPED = b"stopped"  # and that of the workers' answer: Ray itself takes 15 s more to take such a run down
 
 RAY_VARIABLES = {  # read when ray is imported, here and in its workers
-    "RAY_AUTH_MODE": "token",
     "RAY_TRAIN_V2_ENABLED": "1",
     "RAY_TRAIN_COLLECTIVE_TIMEOUT_S": str(COLLECTIVE_TIMEOUT_SECONDS),
 }

@@ -120,11 +120,13 @@ def stop_the_starter(process: subprocess.Popen[str], store: Store) -> None:
     assert any(f"/{int(found[1]):09d}/checkpoint.json" in entry.key for entry in store.list("runs/"))
 
 
+TOKEN = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
+
+
 @contextmanager
-def two_nodes() -> Iterator[tuple[subprocess.Popen[str], dict[str, str]]]:
+def two_nodes(auth: dict[str, str]) -> Iterator[tuple[subprocess.Popen[str], dict[str, str]]]:
     """A cluster of two nodes, and the environment that leads to it."""
-    token = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
-    environment = {**token, "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"}  # on loopback only
+    environment = {**auth, "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"}  # on loopback only
     cluster = subprocess.Popen(
         [sys.executable, "-m", "tests.trainers.nodes"],
         stdin=subprocess.PIPE,
@@ -148,7 +150,7 @@ def test_a_run_that_loses_a_node_goes_on_with_fewer_workers(tmp_path: Path, loss
     ]
     store = open_store(f"file://{tmp_path}/elastic")
     ingest(store, small_recipe())
-    with two_nodes() as (cluster, environment):
+    with two_nodes(TOKEN) as (cluster, environment):
         process = train(store.uri, elastic, "vae", environment)
         wait_for_checkpoint(process, store)
         assert cluster.stdin
@@ -174,7 +176,7 @@ def test_gpus_that_a_cluster_may_get_are_waited_for_and_those_of_this_machine_ar
     on_gpus = ["cluster.launcher=ray", "cluster.workers=2", "cluster.device=cuda"]
     store = open_store(f"file://{tmp_path}/gpus")
     ingest(store, small_recipe())
-    with two_nodes() as (_, environment):
+    with two_nodes({"RAY_AUTH_MODE": "disabled"}) as (_, environment):  # a cluster that asks for no token, too
         process = train(store.uri, on_gpus, "vae", environment)
         assert process.stdout
         assert process.stdout.readline() == "train vae: waits for 2 GPUs; 0 are free now\n"
