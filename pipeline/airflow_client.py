@@ -13,6 +13,9 @@ from pipeline.errors import AtelierError, StackError, UserError
 from pipeline.servers import AirflowServers
 
 APPEAR_SECONDS = 180.0
+TRIES = (
+    4  # of what may be asked twice: on SQLite Airflow 3.3.2 answers 500 where two of its requests lock each other out
+)
 GROUP = "model."  # the mapped group of the DAGs of recipes
 BUSY = {"running", "deferred"}  # a deferred task waits for its Ray job: to a person it runs
 
@@ -172,10 +175,13 @@ class AirflowClient:
 
     def ask(self, method: str, path: str, body: Any = None, *, missing_is_none: bool = False) -> Any:
         """The JSON of an answer; logs in anew where the session has run out. Raises StackError."""
-        response = self._send(method, f"/api/v2{path}", body)
-        if response.status_code == httpx.codes.UNAUTHORIZED:
-            self._log_in()
+        for _ in range(1 if method == "POST" else TRIES):
             response = self._send(method, f"/api/v2{path}", body)
+            if response.status_code == httpx.codes.UNAUTHORIZED:
+                self._log_in()
+                response = self._send(method, f"/api/v2{path}", body)
+            if response.status_code != httpx.codes.INTERNAL_SERVER_ERROR:
+                break
         if missing_is_none and response.status_code == httpx.codes.NOT_FOUND:
             return None
         if response.is_error:

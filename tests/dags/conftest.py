@@ -12,6 +12,7 @@ import pytest
 
 from pipeline import stack
 from pipeline.airflow_client import AirflowClient, StageView
+from pipeline.errors import StackError
 from pipeline.jobs import Job, JobsClient
 
 REPOSITORY = Path(__file__).parents[2]
@@ -93,7 +94,17 @@ class Running:
         """Make an event of an asset, as a producer outside Airflow does."""
         found = self.airflow.ask("GET", f"/assets?name_pattern={asset}")["assets"]
         [asset_id] = [one["id"] for one in found if one["name"] == asset]
-        self.airflow.ask("POST", "/assets/events", {"asset_id": asset_id, "extra": extra})
+        event = {"asset_id": asset_id, "extra": extra}
+        until(lambda: self._takes("/assets/events", event))
+
+    def _takes(self, path: str, body: dict[str, Any]) -> bool:
+        """Whether Airflow takes what is posted; on SQLite it may answer 500 while tasks begin, and then has not."""
+        try:
+            self.airflow.ask("POST", path, body)
+        except StackError as error:
+            assert "gave 500" in str(error)
+            return False
+        return True
 
     def events_of(self, dag_id: str) -> int:
         """How many asset events the runs of a DAG have made."""

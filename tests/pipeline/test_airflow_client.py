@@ -18,6 +18,7 @@ class Airflow(HTTPServer):
     """The run `next` of small_models is queued behind others for so many looks, and then runs, or never was there."""
 
     looks_until_it_runs = 0
+    failures = 0  # so many requests are answered with status 500 first
     comes = True
 
     def is_queued(self) -> bool:
@@ -32,7 +33,10 @@ class Api(JsonAnswers, BaseHTTPRequestHandler):
 
     def do_GET(self) -> None:
         airflow = self.server
-        if self.path.startswith("/api/v2/assets/events?"):
+        if airflow.failures > 0:
+            airflow.failures -= 1
+            self.answer(500, {})
+        elif self.path.startswith("/api/v2/assets/events?"):
             airflow.looks_until_it_runs -= 1
             started = [{"dag_id": "small_models", "run_id": "next"}] if airflow.comes else []
             status = 500 if airflow.is_queued() else 200
@@ -67,3 +71,14 @@ def test_a_run_that_never_comes_is_one_line(airflow: Airflow) -> None:
     with pytest.raises(StackError, match=r"expected a run of small_models after small_dataset, none came; see http"):
         started(airflow)
     assert airflow.looks_until_it_runs < 0  # it has looked once more after the last of the others
+
+
+def test_a_request_that_airflow_locks_out_is_made_again(airflow: Airflow) -> None:
+    url = f"http://127.0.0.1:{airflow.server_port}"
+    query = "/dags/small_models/dagRuns?state=queued&state=running&limit=1"
+    with AirflowClient(AirflowServers(url=url, user="u", password="p", home=Path())) as client:  # noqa: S106
+        airflow.failures = 3
+        assert client.ask("GET", query) == {"dag_runs": []}
+        airflow.failures = 4
+        with pytest.raises(StackError, match="gave 500"):
+            client.ask("GET", query)
