@@ -159,7 +159,7 @@ def test_a_broken_recipe_is_an_import_error_with_its_line_and_spoils_no_other(pa
         (
             "day",
             SMALL + "schedule: 2026-13-45\n",
-            "day.yaml: expected a recipe, got ValueError: month must be in 1..12",
+            "day.yaml: expected YAML, got month must be in 1..12",
         ),
         ("tags", SMALL.replace("nightly", "n" * 101), "tags.yaml:11: airflow.tags.0: expected"),
         ("soon", SMALL.replace("owner", "retry_seconds: .inf, owner"), "soon.yaml:11: airflow.retry_seconds: expected"),
@@ -178,23 +178,31 @@ def test_whatever_a_recipe_raises_is_told_of_with_its_place_and_spoils_no_other(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("AIRFLOW_HOME", str(tmp_path / "airflow"))
-    from dags import recipes
+    from dags import recipes, shelf
 
     (tmp_path / "a.yaml").write_text(SMALL.replace("name: small", "name: odd"))
+    (tmp_path / "c.yaml").write_text(SMALL)
     (tmp_path / "b.yaml").write_text(SMALL)
-    real = recipes.common
+    real, load = recipes.common, shelf.load_recipe
+
+    def reads_all_but_one(reference: str) -> Recipe:
+        if reference.endswith("c.yaml"):
+            raise ValueError("nor of this")
+        return load(reference)
 
     def fails_for_one(recipe: Recipe) -> dict[str, Any]:
         if recipe.name == "odd":
             raise KeyError("nobody\nthought of it")
         return real(recipe)
 
+    monkeypatch.setattr(shelf, "load_recipe", reads_all_but_one)
     monkeypatch.setattr(recipes, "common", fails_for_one)
     monkeypatch.setenv("ATELIER_RECIPES", str(tmp_path))
     dags, problems = recipes.dags_of(Settings.from_environment())
     assert {"small_dataset", "small_models", "digits_models"} <= set(dags)
     assert not {dag_id for dag_id in dags if dag_id.startswith("odd")}
-    [line] = problems
+    unread, line = problems
+    assert unread == f"{tmp_path}/c.yaml: expected a recipe, got ValueError: nor of this; this recipe is left out"
     assert line.startswith(f"{tmp_path}/a.yaml:2: expected the DAGs of odd, got KeyError: ") and "\n" not in line
 
 
