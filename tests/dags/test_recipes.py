@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from pipeline.recipe import Recipe
+from pipeline.recipe import Recipe, load_recipe
 from pipeline.settings import Settings
 from tests.dags.conftest import BROKEN, REPOSITORY, SMALL, Running
 
@@ -178,24 +178,24 @@ def test_whatever_a_recipe_raises_is_told_of_with_its_place_and_spoils_no_other(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("AIRFLOW_HOME", str(tmp_path / "airflow"))
-    from dags import recipes, shelf
+    from dags import recipes
 
     (tmp_path / "a.yaml").write_text(SMALL.replace("name: small", "name: odd"))
     (tmp_path / "c.yaml").write_text(SMALL)
     (tmp_path / "b.yaml").write_text(SMALL)
-    real, load = recipes.common, shelf.load_recipe
+    real = recipes.common
 
     def reads_all_but_one(reference: str) -> Recipe:
         if reference.endswith("c.yaml"):
             raise ValueError("nor of this")
-        return load(reference)
+        return load_recipe(reference)
 
     def fails_for_one(recipe: Recipe) -> dict[str, Any]:
         if recipe.name == "odd":
             raise KeyError("nobody\nthought of it")
         return real(recipe)
 
-    monkeypatch.setattr(shelf, "load_recipe", reads_all_but_one)
+    monkeypatch.setattr("dags.shelf.load_recipe", reads_all_but_one)
     monkeypatch.setattr(recipes, "common", fails_for_one)
     monkeypatch.setenv("ATELIER_RECIPES", str(tmp_path))
     dags, problems = recipes.dags_of(Settings.from_environment())
