@@ -155,12 +155,19 @@ def _plan(recipe: Recipe, model: str, machine: Machine, num_classes: int) -> Mod
     shape = DataShape(dataset.channels, dataset.height, dataset.width, num_classes)
     halved = cluster.precision != "fp32" and bool(machine.gpu.bf16_tflops)
     offloaded = cluster.offload == "cpu"
-    cost_at = partial(summary.summarise, spec.family, spec.options, shape, spec.batch_size, machine.workers)
+    cost_at = partial(
+        summary.summarise,
+        spec.family,
+        spec.options,
+        shape,
+        spec.batch_size,
+        machine.workers,
+        checkpoint_activations=cluster.checkpoint_activations,
+    )
     peak = 1e12 * (machine.gpu.bf16_tflops if halved else machine.gpu.fp32_tflops)
 
     def stage(zero: int) -> StagePlan:
-        again = cluster.checkpoint_activations
-        cost = cost_at(zero, checkpoint_activations=again)
+        cost = cost_at(zero=zero)
         activations = cost.activations // cluster.accumulate // (2 if halved else 1)
         sent = bytes_sent(cost, machine.workers, zero)
         return StagePlan(
@@ -179,7 +186,7 @@ def _plan(recipe: Recipe, model: str, machine: Machine, num_classes: int) -> Mod
         steps=spec.steps,
         checkpoint_every_steps=spec.checkpoint_every_steps,
         precision="bf16" if halved else "fp32",
-        cost=cost_at(0),
+        cost=cost_at(zero=0),
         stages=tuple(stage(zero) for zero in STAGES),
         shard_images=dataset.resolved_shard_images,
         image_bytes=dataset.image_bytes,

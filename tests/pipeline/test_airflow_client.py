@@ -55,30 +55,34 @@ def airflow(monkeypatch: pytest.MonkeyPatch) -> Iterator[Airflow]:
         server.shutdown()
 
 
-def started(airflow: Airflow) -> str:
+@pytest.fixture
+def client(airflow: Airflow) -> Iterator[AirflowClient]:
     url = f"http://127.0.0.1:{airflow.server_port}"
-    with AirflowClient(AirflowServers(url=url, user="u", password="p", home=Path())) as client:  # noqa: S106
-        return client.run_started_by("small_dataset", "one", "small_models")
+    servers = AirflowServers(url=url, user="u", password="p", home=Path())  # noqa: S106 - the stand-in asks for none
+    with AirflowClient(servers) as opened:
+        yield opened
 
 
-def test_a_run_that_is_queued_behind_others_is_waited_for_however_long(airflow: Airflow) -> None:
+def started(client: AirflowClient) -> str:
+    return client.run_started_by("small_dataset", "one", "small_models")
+
+
+def test_a_run_that_is_queued_behind_others_is_waited_for_however_long(airflow: Airflow, client: AirflowClient) -> None:
     airflow.looks_until_it_runs = 4
-    assert started(airflow) == "next"
+    assert started(client) == "next"
 
 
-def test_a_run_that_never_comes_is_one_line(airflow: Airflow) -> None:
+def test_a_run_that_never_comes_is_one_line(airflow: Airflow, client: AirflowClient) -> None:
     airflow.looks_until_it_runs, airflow.comes = 2, False
     with pytest.raises(StackError, match=r"expected a run of small_models after small_dataset, none came; see http"):
-        started(airflow)
+        started(client)
     assert airflow.looks_until_it_runs < 0  # it has looked once more after the last of the others
 
 
-def test_a_request_that_airflow_locks_out_is_made_again(airflow: Airflow) -> None:
-    url = f"http://127.0.0.1:{airflow.server_port}"
+def test_a_request_that_airflow_locks_out_is_made_again(airflow: Airflow, client: AirflowClient) -> None:
     query = "/dags/small_models/dagRuns?state=queued&state=running&limit=1"
-    with AirflowClient(AirflowServers(url=url, user="u", password="p", home=Path())) as client:  # noqa: S106
-        airflow.failures = 3
-        assert client.ask("GET", query) == {"dag_runs": []}
-        airflow.failures = 4
-        with pytest.raises(StackError, match="gave 500"):
-            client.ask("GET", query)
+    airflow.failures = 3
+    assert client.ask("GET", query) == {"dag_runs": []}
+    airflow.failures = 4
+    with pytest.raises(StackError, match="gave 500"):
+        client.ask("GET", query)
