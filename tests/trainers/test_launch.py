@@ -177,7 +177,8 @@ def test_gpus_that_a_cluster_may_get_are_waited_for_and_those_of_this_machine_ar
     store = open_store(f"file://{tmp_path}/gpus")
     ingest(store, small_recipe())
     with two_nodes({"RAY_AUTH_MODE": "disabled"}) as (_, environment):  # a cluster that asks for no token, too
-        process = train(store.uri, on_gpus, "vae", environment)
+        # In a home of its own: Ray would take the token that an earlier cluster has left in the user's.
+        process = train(store.uri, on_gpus, "vae", {**environment, "HOME": str(tmp_path)})
         assert process.stdout
         assert process.stdout.readline() == "train vae: waits for 2 GPUs; 0 are free now\n"
         process.kill()
